@@ -1,0 +1,158 @@
+"""The protocol every agent speaks."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.logger import Logger
+
+from cee_gym.agents import AGENTS
+from cee_gym.errors import CeeGymError, did_you_mean
+
+Floats = npt.NDArray[np.float32]
+AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+
+VERSION = 1
+
+
+class Agent(ABC):
+    """Decides when to leave.
+
+    Attributes:
+        name: on the command line.
+        layout: where each part of an observation stands, in the environment the agent learned in.
+    """
+
+    name: ClassVar[str]
+    layout: dict[str, slice]
+
+    @abstractmethod
+    def learn(
+        self,
+        env: AnyEnv,
+        total_timesteps: int,
+        *,
+        logger: Logger | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Learns in an environment; called again, goes on from where it is.
+
+        Args:
+            env: a scalar or vector environment of cee-gym.
+            total_timesteps: decisions to learn from.
+            logger: takes the learning curves.
+            progress_bar: show progress and time left.
+        """
+
+    @abstractmethod
+    def exit_probability(self, observations: Floats) -> Floats:
+        """How much the agent is for leaving now, float32 `[n]` in [0, 1]; it leaves above 1/2.
+
+        Args:
+            observations: float32 `[n, t, D]`, each row the path of one instance so far. Agents without memory
+                read the last step.
+        """
+
+    @abstractmethod
+    def exit_probabilities(self, observations: Floats) -> Floats:
+        """`exit_probability` at every layer of whole traces, float32 `[N, L]`, given `[N, L, D]`."""
+
+    @property
+    def observe(self) -> tuple[str, ...]:
+        """The parts of an observation the agent was trained on, in order."""
+        return tuple(self.layout)
+
+    @abstractmethod
+    def hyperparameters(self) -> dict[str, Any]:
+        """What to construct the agent with, JSON-able."""
+
+    @abstractmethod
+    def save_weights(self, path: Path) -> None:
+        """Writes what was learned, as safetensors."""
+
+    @abstractmethod
+    def load_weights(self, path: Path) -> None:
+        """Reads what `save_weights` wrote; `layout` is set already."""
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the agent, `agent.json` and `agent.safetensors`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.save_weights(directory / "agent.safetensors")
+        description = {
+            "agent": self.name,
+            "version": VERSION,
+            "layout": {part: [place.start, place.stop] for part, place in self.layout.items()},
+            "hyperparameters": self.hyperparameters(),
+        }
+        (directory / "agent.json").write_text(json.dumps(description, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Reads an agent of this class.
+
+        Raises:
+            CeeGymError: if there is none, or it is of another class.
+        """
+        agent = load_agent(directory)
+        if not isinstance(agent, cls):
+            raise CeeGymError(
+                f"{directory} holds an agent of kind {agent.name}, not {cls.__name__}"
+            )
+        return agent
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The agent with this command-line name.
+
+    Raises:
+        CeeGymError: if there is none; names the nearest ones.
+    """
+    if name not in AGENTS:
+        raise CeeGymError(f"unknown agent {name!r}: {did_you_mean(name, list(AGENTS))}")
+    module, _, attribute = AGENTS[name].partition(":")
+    found: type[Agent] = getattr(import_module(module), attribute)
+    return found
+
+
+def load_agent(directory: str | Path) -> Agent:
+    """Reads an agent of any class.
+
+    Raises:
+        CeeGymError: if there is none, or it is of another version.
+    """
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / "agent.json").read_text())
+        version, name = description["version"], description["agent"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CeeGymError(f"there is no agent at {directory} ({error})") from None
+    if version != VERSION:
+        raise CeeGymError(f"the agent at {directory} is of version {version}, not {VERSION}")
+    agent = agent_class(name)(**description["hyperparameters"])
+    agent.layout = {part: slice(*place) for part, place in description["layout"].items()}
+    agent.load_weights(directory / "agent.safetensors")
+    return agent
+
+
+def check_layout(agent: Agent, layout: Mapping[str, slice]) -> None:
+    """Refuses observations that are made of other parts than the agent's.
+
+    Raises:
+        CeeGymError: naming both.
+    """
+    if dict(layout) != agent.layout:
+        sizes = [
+            ", ".join(f"{part} [{place.stop - place.start}]" for part, place in parts.items())
+            for parts in (agent.layout, layout)
+        ]
+        raise CeeGymError(
+            f"this {agent.name} agent reads {sizes[0]}, but the observations are {sizes[1]}: it was trained on another "
+            "backbone, depth or choice of parts"
+        )

@@ -1,0 +1,116 @@
+"""The learning curves every agent of ours records, under the tags Stable-Baselines3 uses where it has them."""
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.logger import Logger
+from tqdm import tqdm
+
+Array = npt.NDArray[np.floating]
+
+
+class Curves:
+    """Gathers what happens between two points of the curves, and writes them at about 100 points.
+
+    Args:
+        logger: takes them; None records nothing.
+        total_timesteps: of this learning run.
+        start: timesteps already learned from, so that a curve goes on.
+        num_layers: L.
+        progress_bar: show progress and time left.
+        name: of the progress bar.
+    """
+
+    def __init__(
+        self,
+        logger: Logger | None,
+        total_timesteps: int,
+        start: int,
+        num_layers: int,
+        progress_bar: bool,
+        name: str,
+    ) -> None:
+        self._logger = logger
+        self._num_layers = num_layers
+        self.timesteps = start
+        self.end = start + total_timesteps
+        self._every = max(1, total_timesteps // 100)
+        self._written = start
+        self._progress = tqdm(
+            total=total_timesteps, desc=name, unit="step", leave=False, disable=not progress_bar
+        )
+        self._clock = time.perf_counter()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._weight = 0.0
+        self._sums: dict[str, float] = {}
+        self._exits = np.zeros(self._num_layers)
+
+    @property
+    def done(self) -> bool:
+        """Whether the timesteps are used up."""
+        return self.timesteps >= self.end
+
+    def update(
+        self,
+        timesteps: int,
+        exits: Array,
+        *,
+        returns: float,
+        hindsight: float | None,
+        accuracy: float | None,
+        loss: torch.Tensor,
+    ) -> None:
+        """Counts one update.
+
+        Args:
+            timesteps: it took.
+            exits: how many left at each layer, or the expected number, `[L]`.
+            returns: their mean.
+            hindsight: the mean best return of the same instances; None where it is not known.
+            accuracy: share of right exits; None where it is not known.
+            loss: of the update.
+        """
+        self.timesteps += timesteps
+        self._progress.update(timesteps)
+        weight = float(exits.sum())
+        self._weight += weight
+        self._exits += exits
+        values = {"rollout/ep_rew_mean": returns, "train/loss": float(loss.detach())}
+        if hindsight is not None:
+            values["exit/regret"] = hindsight - returns
+        if accuracy is not None:
+            values["rollout/success_rate"] = values["exit/accuracy"] = accuracy
+        for tag, value in values.items():
+            self._sums[tag] = self._sums.get(tag, 0.0) + weight * value
+        if self._logger is not None and (
+            self.done or self.timesteps - self._written >= self._every
+        ):
+            self._write(self._logger)
+
+    def _write(self, logger: Logger) -> None:
+        for tag, value in self._sums.items():
+            logger.record(tag, value / self._weight)
+        layers = np.arange(1, self._num_layers + 1)
+        mean_exit = float(self._exits @ layers) / self._weight
+        logger.record("rollout/ep_len_mean", mean_exit)
+        logger.record("exit/mean_exit_layer", mean_exit)
+        logger.record("exit/saved_layers", 1 - mean_exit / self._num_layers)
+        # A histogram is made of samples: a thousand of them, in the proportions of the counts.
+        sample = np.repeat(layers, np.round(1000 * self._exits / self._weight).astype(int))
+        logger.record(
+            "exit/exit_layer", torch.from_numpy(sample), exclude=("stdout", "csv", "json")
+        )
+        now = time.perf_counter()
+        logger.record("time/fps", int((self.timesteps - self._written) / (now - self._clock)))
+        logger.record("time/total_timesteps", self.timesteps)
+        logger.dump(self.timesteps)
+        self._written, self._clock = self.timesteps, now
+        self._clear()
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self._progress.close()

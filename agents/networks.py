@@ -1,0 +1,60 @@
+"""Policy networks, and the probability of each exit under them."""
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, logsigmoid
+
+
+class PerLayerPolicy(nn.Module):
+    """One small network per layer, from a state to the logit of leaving (ConsistentEE, section 3.2).
+
+    Each is `Linear(D, 32) -> GELU -> Linear(32, 1)`, or a single `Linear(D, 1)` with `hidden_width=0`; all layers are
+    computed at once. At the start every exit is equally likely: layer t leaves with probability `1/(L - t + 1)`.
+
+    Args:
+        width: D.
+        num_layers: L.
+        hidden_width: units of the hidden layer, 0 for none.
+    """
+
+    def __init__(self, width: int, num_layers: int, hidden_width: int = 32) -> None:
+        super().__init__()
+        fan_in = hidden_width or width
+        if hidden_width:
+            self.hidden_weight = nn.Parameter(
+                _uniform(num_layers, width, hidden_width, fan_in=width)
+            )
+            self.hidden_bias = nn.Parameter(_uniform(num_layers, hidden_width, fan_in=width))
+        # Small, so that the start is close to equally likely exits whatever the state.
+        self.weight = nn.Parameter(0.1 * _uniform(num_layers, fan_in, fan_in=fan_in))
+        exits_left = torch.arange(num_layers, 0, -1).float()
+        self.bias = nn.Parameter(torch.logit(1 / exits_left, eps=1e-3))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits of leaving each layer, `[B, L]`, given the states of all layers `[B, L, D]`."""
+        if hasattr(self, "hidden_weight"):
+            states = gelu(
+                torch.einsum("bld,ldk->blk", states, self.hidden_weight) + self.hidden_bias
+            )
+        return (states * self.weight).sum(dim=-1) + self.bias
+
+    def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
+        # All layers' networks on every state: L small products in one, cheaper than gathering weights by row.
+        logits = self(states[:, None].expand(-1, len(self.bias), -1))
+        return logits.gather(1, layer[:, None])[:, 0]
+
+
+def log_exit_distribution(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probability of leaving at each layer, `[B, L]`, given the logits of leaving `[B, L]`.
+
+    `log p_t + sum_{s<t} log(1 - p_s)`, with `log p_L = 0` since the last exit is forced.
+    """
+    stay = logsigmoid(-logits[:, :-1]).cumsum(dim=1)
+    leave = logsigmoid(logits[:, :-1])
+    zero = torch.zeros_like(logits[:, :1])
+    return torch.cat([zero, stay], dim=1) + torch.cat([leave, zero], dim=1)
+
+
+def _uniform(*shape: int, fan_in: int) -> torch.Tensor:
+    return torch.empty(shape).uniform_(-1, 1) / fan_in**0.5

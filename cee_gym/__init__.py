@@ -1,0 +1,37 @@
+"""cee-gym: early exit in language models as a reinforcement-learning problem, after ConsistentEE (AAAI 2024).
+
+Importing it registers the environments with Gymnasium; torch and transformers are imported only when used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cee_gym.envs.registration import register_envs
+
+if TYPE_CHECKING:
+    from cee_gym.hardness import memorized_layer
+    from cee_gym.models.multi_exit import MultiExitModel
+    from cee_gym.reward import Reward
+    from cee_gym.trace import Trace
+    from cee_gym.training.trainer import ConsistentEETrainer
+
+__version__ = "0.1.0"
+
+__all__ = ["ConsistentEETrainer", "MultiExitModel", "Reward", "Trace", "memorized_layer"]
+
+_WHERE = {
+    "ConsistentEETrainer": "cee_gym.training.trainer",
+    "MultiExitModel": "cee_gym.models.multi_exit",
+    "Reward": "cee_gym.reward",
+    "Trace": "cee_gym.trace",
+    "memorized_layer": "cee_gym.hardness",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+register_envs()

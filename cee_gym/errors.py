@@ -1,0 +1,40 @@
+"""Errors whose message is meant for the person at the keyboard.
+
+The command line prints the message of a `CeeGymError` as one line and leaves with exit code 2. Anything
+else that escapes is a defect of cee-gym and keeps its traceback.
+"""
+
+
+class CeeGymError(ValueError):
+    """What was asked for cannot be done; the message says why and what to do instead."""
+
+
+class TraceError(CeeGymError):
+    """A trace is missing, damaged, foreign, of another version, or cannot be written."""
+
+
+class DataError(CeeGymError):
+    """Labelled text cannot be reached or does not fit its task."""
+
+
+class BackboneError(CeeGymError):
+    """A backbone cannot be reached, or its layers cannot be run one at a time."""
+
+
+class MissingExtraError(CeeGymError):
+    """A feature needs packages that one of the optional extras installs."""
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Suggests the nearest known names.
+
+    >>> did_you_mean("reinforc", ["reinforce", "expected-return"])
+    'did you mean reinforce?'
+    >>> did_you_mean("zzz", ["b", "a"])
+    'known: a, b'
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), [k.lower() for k in known], n=3, cutoff=0.6)
+    spelt = [k for n in near for k in known if k.lower() == n]
+    return f"did you mean {' or '.join(spelt)}?" if spelt else f"known: {', '.join(sorted(known))}"

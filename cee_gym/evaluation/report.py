@@ -1,0 +1,150 @@
+"""The table, the plot and the JSON of one agent on one split."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cee_gym.agents.base import Agent, check_layout
+from cee_gym.envs.table import ExitTable
+from cee_gym.evaluation.curve import (
+    Threshold,
+    accuracy_speed_curve,
+    choose_threshold,
+    evaluate_at,
+    fixed_layers,
+    hindsight,
+)
+
+POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
+
+
+def report(
+    agent: Agent, calibration: ExitTable, dev: ExitTable, metrics: tuple[str, ...]
+) -> dict[str, Any]:
+    """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
+
+    Thresholds are chosen on calibration and reported on dev. Where alpha is a range the rewards are those at its middle.
+
+    Args:
+        agent: what decides.
+        calibration: of the split the thresholds are chosen on.
+        dev: of the split to report on.
+        metrics: of the task, the leading one first.
+
+    Returns:
+        JSON-able: `full_depth`, `fixed_layers`, `policy`, `hindsight` and `curve` hold points, see `Point`.
+
+    Raises:
+        CeeGymError: if the agent does not fit the tables.
+    """
+    check_layout(agent, dev.layout)
+    alpha = sum(dev.alpha) / 2
+    rewards = dev.rewards(alpha)
+    scores = {
+        name: agent.exit_probabilities(t.observations)
+        for name, t in (("dev", dev), ("cal", calibration))
+    }
+    # 1/2 is the paper's rule; it is chosen on no split.
+    thresholds = {"p > 1/2": Threshold(0.5, chosen_on="")}
+    for lost in POINTS_LOST:
+        thresholds[f"at most {lost:g} points lost on calibration"] = choose_threshold(
+            calibration.trace, scores["cal"], most_points_lost=lost
+        )
+    fixed = fixed_layers(dev.trace, metrics=metrics, rewards=rewards)
+    policy = {
+        name: evaluate_at(dev.trace, scores["dev"], threshold, metrics=metrics, rewards=rewards)
+        for name, threshold in thresholds.items()
+    }
+    return {
+        "split": dev.trace.header["split"],
+        "trace": dev.trace.fingerprint,
+        "calibration_trace": calibration.trace.fingerprint,
+        "agent": agent.name,
+        "alpha": alpha,
+        "rows": len(dev.trace),
+        "metrics": list(metrics),
+        "full_depth": fixed[-1].to_json(),
+        "fixed_layers": [point.to_json() for point in fixed],
+        "policy": {name: _finite(point.to_json()) for name, point in policy.items()},
+        "hindsight": hindsight(dev.trace, rewards, metrics=metrics).to_json(),
+        "curve": [
+            _finite(point.to_json())
+            for point in accuracy_speed_curve(dev.trace, scores["dev"], metrics=metrics)
+        ],
+    }
+
+
+def _finite(point: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no infinity: the thresholds that always or never leave early are spelt by a score out of range.
+    if point["threshold"] is not None and not math.isfinite(point["threshold"]):
+        point["threshold"] = 2.0 if point["threshold"] > 0 else -1.0
+    return point
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as a table of plain text."""
+    names = list(dict.fromkeys(["accuracy", *results["metrics"]]))
+    head = ["", *names, "exit layer", "saved layers", "layer speed-up", "return"]
+    rows = [["full depth", *_cells(results["full_depth"], names)]]
+    for layer, point in enumerate(results["fixed_layers"][:-1], start=1):
+        rows.append([f"fixed layer {layer}", *_cells(point, names)])
+    for name, point in results["policy"].items():
+        rows.append([f"{results['agent']}, {name}", *_cells(point, names)])
+    rows.append(["hindsight (knows the label)", *_cells(results["hindsight"], names)])
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cells(point: Mapping[str, Any], names: list[str]) -> list[str]:
+    values = {"accuracy": point["accuracy"], **point["metrics"]}
+    return [
+        *(f"{values[name]:.3f}" for name in names),
+        f"{point['mean_exit_layer']:.2f}",
+        f"{point['saved_layers']:.1%}",
+        f"{point['layer_speedup']:.2f}x",
+        f"{point['mean_return']:.4f}",
+    ]
+
+
+def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
+    """Draws the leading metric against saved layers, as PNG or SVG by the name of the file."""
+    from matplotlib.figure import Figure
+
+    metric = results["metrics"][0]
+
+    def xy(points: list[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+        return [100 * p["saved_layers"] for p in points], [p["metrics"][metric] for p in points]
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*xy(results["curve"]), color="tab:blue", label=f"{results['agent']}, every threshold")
+    axes.plot(*xy(results["fixed_layers"]), "s--", color="tab:gray", label="fixed layer")
+    chosen = list(results["policy"].values())
+    axes.plot(*xy(chosen[1:]), "o", color="tab:blue", label="thresholds chosen on calibration")
+    axes.plot(*xy(chosen[:1]), "D", color="tab:orange", label="p > 1/2")
+    axes.plot(*xy([results["hindsight"]]), "*", markersize=13, color="tab:green", label="hindsight")
+    axes.axhline(
+        results["full_depth"]["metrics"][metric], color="black", linewidth=0.8, linestyle=":"
+    )
+    axes.set(xlabel="saved layers (%)", ylabel=f"{results['split']} {metric}", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def write(results: Mapping[str, Any], directory: Path, title: str) -> None:
+    """Writes `evaluation.json` and `evaluation.png`."""
+    (directory / "evaluation.json").write_text(
+        json.dumps(results, indent=1, allow_nan=False) + "\n"
+    )
+    plot(results, directory / "evaluation.png", title)

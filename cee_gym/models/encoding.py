@@ -1,0 +1,102 @@
+"""Text to token ids, and batches of like length."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cee_gym.errors import BackboneError
+
+Rows = npt.NDArray[np.int64]
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a backbone.
+
+    Raises:
+        BackboneError: if there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"no tokenizer at {name_or_path}: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_tokens: int,
+) -> dict[str, torch.Tensor]:
+    """Token ids of a few texts, padded to the longest.
+
+    Args:
+        tokenizer: the backbone's.
+        texts: B texts.
+        pairs: B second texts, or None.
+        max_tokens: longer rows are cut, the longer text of a pair first.
+
+    Returns:
+        The tensors the backbone takes (`input_ids`, `attention_mask` and, for some, `token_type_ids`), int64 `[B, T]`.
+    """
+    return dict(
+        tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation=True,
+            max_length=max_tokens,
+            padding=True,
+            return_tensors="pt",
+        )
+    )
+
+
+class EncodedText:
+    """A dataset in token ids, from which padded batches are drawn.
+
+    Attributes:
+        labels: int64 `[N]`, on the CPU.
+        lengths: int64 `[N]`, in tokens.
+    """
+
+    def __init__(self, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        pairs = list(data["pair"]) if "pair" in data.column_names else None
+        self._rows = tokenizer(list(data["text"]), pairs, truncation=True, max_length=max_tokens)
+        self.labels = torch.tensor(data["label"])
+        self.lengths: Rows = np.array([len(ids) for ids in self._rows["input_ids"]])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: Rows, device: torch.device) -> dict[str, torch.Tensor]:
+        """The tensors of some rows, padded to the longest of them, int64 `[B, T]`."""
+        columns = {name: [values[row] for row in rows] for name, values in self._rows.items()}
+        padded = self._tokenizer.pad(columns, return_tensors="pt")
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in padded.items()}
+
+    def batches(
+        self, rows: Rows, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[Rows]:
+        """Splits rows into batches of like length, so that little is spent on padding.
+
+        Args:
+            rows: positions `[M]`.
+            batch_size: rows a batch; the last may be smaller.
+            rng: for training: mixes rows of similar length, and the order of the batches. Without it the
+                longest rows come first, so that too little memory shows at once.
+        """
+        lengths = self.lengths[rows].astype(np.float64)
+        if rng is not None:
+            lengths *= rng.uniform(0.8, 1.25, len(rows))
+        order = rows[np.argsort(-lengths, kind="stable")]
+        starts = np.arange(0, len(rows), batch_size)
+        if rng is not None:
+            rng.shuffle(starts)
+        for start in starts:
+            yield order[start : start + batch_size]

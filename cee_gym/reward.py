@@ -1,0 +1,111 @@
+"""The reward of leaving at each layer, as two tables computed from a trace.
+
+`reward = quality - alpha * price`: quality is what the classifier at that layer achieves, price is what the
+layers up to it cost, weighted by how easy the instance is (ConsistentEE, section 3.2). Keeping the two
+apart lets alpha, the price of one layer, change without touching either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cee_gym.errors import CeeGymError
+from cee_gym.hardness import memorized_layer
+from cee_gym.trace import Trace
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """How to pay for an exit.
+
+    Attributes:
+        quality: `"cross_entropy"`, minus the classifier's loss, or `"correctness"`, 1 where it is right.
+        hardness: the weight of the cost. `"memorized_layer"` is `1 - m/L`, so that an instance the model
+            understands late may go deep for free; `"last_layer_loss"` is `exp(-loss_L)`, the probability that
+            the last layer gives the label; `None` weighs every instance 1; an array `[N]` is taken as it is.
+        cost: `"layers"`, t at layer t, or one number per layer `[L]`, cumulative.
+    """
+
+    quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
+    hardness: Literal["memorized_layer", "last_layer_loss"] | npt.ArrayLike | None = (
+        "memorized_layer"
+    )
+    cost: Literal["layers"] | Sequence[float] = "layers"
+
+    def __post_init__(self) -> None:
+        if self.quality not in ("cross_entropy", "correctness"):
+            raise CeeGymError(
+                f"quality {self.quality!r} is unknown: use 'cross_entropy' or 'correctness'"
+            )
+        if isinstance(self.hardness, str) and self.hardness not in (
+            "memorized_layer",
+            "last_layer_loss",
+        ):
+            raise CeeGymError(
+                f"hardness {self.hardness!r} is unknown: use 'memorized_layer', 'last_layer_loss', None "
+                "or an array [N]"
+            )
+        if isinstance(self.cost, str) and self.cost != "layers":
+            raise CeeGymError(
+                f"cost {self.cost!r} is unknown: use 'layers' or one number per layer"
+            )
+
+    def tables(self, trace: Trace) -> tuple[Floats, Floats]:
+        """Quality and price of leaving at each layer.
+
+        Returns:
+            Two float32 arrays `[N, L]`.
+
+        Raises:
+            CeeGymError: if a given hardness or cost does not fit the trace.
+        """
+        quality = -trace.loss if self.quality == "cross_entropy" else trace.correct
+        weight = self.hardness_weight(trace)
+        price = weight[:, None] * self.layer_cost(trace.num_layers)
+        return np.asarray(quality, dtype=np.float32), price.astype(np.float32)
+
+    def layer_cost(self, num_layers: int) -> npt.NDArray[np.float64]:
+        """What running layers 1..t costs, float64 `[L]`."""
+        if isinstance(self.cost, str):
+            return np.arange(1, num_layers + 1, dtype=np.float64)
+        cost = np.asarray(self.cost, dtype=np.float64)
+        if cost.shape != (num_layers,) or not np.isfinite(cost).all():
+            raise CeeGymError(
+                f"cost must be {num_layers} finite numbers, one per layer, got shape {cost.shape}"
+            )
+        return cost
+
+    def hardness_weight(self, trace: Trace) -> npt.NDArray[np.float64]:
+        """The weight of each instance's cost, float64 `[N]`."""
+        if self.hardness is None:
+            return np.ones(len(trace))
+        if isinstance(self.hardness, str):
+            if self.hardness == "memorized_layer":
+                return 1.0 - memorized_layer(trace.correct) / trace.num_layers
+            return np.exp(-trace.loss[:, -1].astype(np.float64))
+        weight = np.asarray(self.hardness, dtype=np.float64)
+        if weight.shape != (len(trace),) or not np.isfinite(weight).all():
+            raise CeeGymError(
+                f"hardness must be {len(trace)} finite numbers, one per instance, got shape {weight.shape}"
+            )
+        return weight
+
+
+def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
+    """Reads a price of one layer, a number or a range `(low, high)`, as a range.
+
+    >>> alpha_range(0.035), alpha_range((0.0, 0.1))
+    ((0.035, 0.035), (0.0, 0.1))
+    """
+    try:
+        low, high = (alpha, alpha) if isinstance(alpha, int | float) else map(float, alpha)
+    except (TypeError, ValueError):
+        raise CeeGymError(f"alpha must be a number or a pair (low, high), got {alpha!r}") from None
+    if not (0.0 <= low <= high < float("inf")):
+        raise CeeGymError(f"alpha must be at least 0 (and low <= high), got {alpha!r}")
+    return float(low), float(high)

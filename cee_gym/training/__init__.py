@@ -1,0 +1,1 @@
+"""Training: warm-up, policy phase, backbone phase, and the loop over them."""

@@ -1,0 +1,76 @@
+"""The settings of a recording and of a training run."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cee_gym.training.fit import FitConfig
+from cee_gym.training.partition import PolicyData
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """How a backbone is warmed up and recorded.
+
+    Attributes:
+        policy_data: which data the policy sees: `held_out`, `cross_fit` or `fitted`; see `cee_gym.training.partition`.
+        held_out: share of train the policy learns on, with `held_out`.
+        calibration: share of train that thresholds are chosen on.
+        folds: number of backbones, with `cross_fit`.
+        pooler: `shared` by all layers as in the paper, or `per_layer`.
+        max_tokens: longer texts are cut.
+        states: how recorded states are stored.
+        precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
+        seed: of partition, weights, batches and dropout.
+        warm_up: of the weighted joint training before there is a policy.
+    """
+
+    policy_data: PolicyData = "held_out"
+    held_out: float = 0.3
+    calibration: float = 0.15
+    folds: int = 3
+    pooler: Literal["shared", "per_layer"] = "shared"
+    max_tokens: int = 128
+    states: Literal["float16", "float32"] = "float16"
+    precision: Literal["no", "bf16"] = "no"
+    seed: int = 0
+    warm_up: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The environment of the policy phase and how long it takes.
+
+    Attributes:
+        alpha: the price of one layer: a number, or a range `low high` from which each episode draws.
+        hardness: the weight of the price: `memorized_layer`, `last_layer_loss` or `none`.
+        quality: what an exit achieves: minus the `cross_entropy`, or `correctness`.
+        observe: the parts of an observation.
+        total_timesteps: decisions a policy phase learns from.
+    """
+
+    alpha: tuple[float, ...] = (0.035,)
+    hardness: Literal["memorized_layer", "last_layer_loss", "none"] = "memorized_layer"
+    quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
+    observe: tuple[str, ...] = ("hidden", "layer")
+    total_timesteps: int = 300_000
+
+
+@dataclass(frozen=True)
+class AlternationConfig:
+    """The rounds after the first policy phase.
+
+    Attributes:
+        rounds: how often backbone and policy are trained again; 0 trains a policy only.
+        backbone: of a backbone phase.
+        backbone_loss: cross-entropy at the exit the policy draws (`sampled`), or in expectation (`expected`).
+        memorized_layer: computed `once`, from the first recording, or in `each_round`.
+        phases: policy and backbone `in_turn`, or `together` in one phase, followed by a policy phase.
+    """
+
+    rounds: int = 0
+    backbone: FitConfig = field(
+        default_factory=lambda: FitConfig(epochs=1, batch_size=16, learning_rate=2e-5)
+    )
+    backbone_loss: Literal["sampled", "expected"] = "sampled"
+    memorized_layer: Literal["once", "each_round"] = "each_round"
+    phases: Literal["in_turn", "together"] = "in_turn"

@@ -1,0 +1,158 @@
+"""One supervised training run of a multi-exit model: the warm-up and every backbone phase are such a run."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.logger import Logger
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from cee_gym.models.encoding import EncodedText, Rows
+from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
+from cee_gym.training.losses import loss_per_layer
+
+# From what the model gives for a batch, and its losses [B, L], to the scalar to descend.
+Objective = Callable[[MultiExitOutput, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast. AdamW with linear decay and no warm-up steps, as in the paper's scripts.
+
+    Attributes:
+        epochs: passes over the rows.
+        batch_size: rows an update.
+        learning_rate: at the start; decays linearly to 0.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+def fit(
+    model: MultiExitModel,
+    text: EncodedText,
+    rows: Rows,
+    objective: Objective,
+    config: FitConfig,
+    *,
+    accelerator: Accelerator,
+    seed: int,
+    checkpoint: Path,
+    name: str,
+    logger: Logger | None = None,
+) -> None:
+    """Trains the model in place; goes on after the last complete epoch of a run that was stopped.
+
+    Every epoch draws its batches and dropout from `(seed, epoch)`, so a resumed run equals an uninterrupted one.
+
+    Args:
+        model: moved to the accelerator's device.
+        text: what `rows` are positions in.
+        rows: to train on.
+        objective: what to descend, per batch.
+        config: how long and how fast.
+        accelerator: its device and precision are used.
+        seed: of batches and dropout.
+        checkpoint: a file for the state after each epoch; removed by the caller.
+        name: of the phase, for progress bar and logger.
+        logger: takes loss and accuracy per layer after each epoch, under `name/`.
+    """
+    model.to(accelerator.device)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    steps_per_epoch = -(-len(rows) // config.batch_size)
+    total = max(1, config.epochs * steps_per_epoch)
+    scheduler = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
+    start = _resume(checkpoint, parameters, optimizer)
+    for _ in range(start * steps_per_epoch):
+        scheduler.step()
+    progress = tqdm(
+        total=config.epochs * len(rows),
+        initial=start * len(rows),
+        desc=name,
+        unit="text",
+        leave=False,
+    )
+    was_training = model.training
+    model.train()
+    for epoch in range(start, config.epochs):
+        rng = np.random.default_rng((seed, epoch))
+        torch.manual_seed(int(rng.integers(2**63)))
+        seen = torch.zeros(2, model.num_layers, device=accelerator.device)
+        for batch in text.batches(rows, config.batch_size, rng):
+            labels = text.labels[batch].to(accelerator.device)
+            with accelerator.autocast():
+                output = model(**text.batch(batch, accelerator.device))
+            losses = loss_per_layer(output.logits, labels)
+            accelerator.backward(objective(output, losses))
+            torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            correct = output.logits.argmax(dim=2) == labels[:, None]
+            seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
+            progress.update(len(batch))
+        _save(checkpoint, parameters, optimizer, epoch + 1)
+        if logger is not None:
+            loss, accuracy = (seen / len(rows)).cpu()
+            for layer in range(model.num_layers):
+                logger.record(f"{name}/loss_layer_{layer + 1:02d}", loss[layer].item())
+                logger.record(f"{name}/accuracy_layer_{layer + 1:02d}", accuracy[layer].item())
+            logger.dump(epoch + 1)
+    progress.close()
+    model.train(was_training)
+
+
+def _save(
+    checkpoint: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    epochs_done: int,
+) -> None:
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"parameter.{name}"] = parameter.detach().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = checkpoint.with_suffix(".partial")
+    save_file(tensors, unfinished, metadata={"epochs_done": json.dumps(epochs_done)})
+    os.replace(unfinished, checkpoint)
+
+
+def _resume(
+    checkpoint: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Loads the state after the last complete epoch; the number of epochs done."""
+    if not checkpoint.exists():
+        return 0
+    from safetensors import safe_open
+
+    with safe_open(checkpoint, framework="pt") as file:
+        epochs_done = int(json.loads(file.metadata()["epochs_done"]))
+    tensors = load_file(checkpoint)
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"parameter.{name}"])
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{key}.{name}" in tensors:
+                optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(
+                    "cpu" if key == "step" and not parameter.is_cuda else parameter.device
+                )
+    return epochs_done

@@ -1,0 +1,398 @@
+"""The phases of ConsistentEE, each a function from what is on disk to what is on disk.
+
+    warm up:   text -> backbones
+    record:    backbones -> traces of train (the rows the policy learns on), calibration, dev and test
+    policy:    traces -> agent
+    backbone:  backbones, agent -> backbones
+
+A phase writes into `NAME.partial` and renames when it is done, so what exists is whole, and a run that was
+stopped goes on after the last thing that exists.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from stable_baselines3.common.logger import Logger
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from cee_gym.agents.base import Agent
+from cee_gym.collect import collect, start_trace, write_rows
+from cee_gym.envs import EarlyExitEnv
+from cee_gym.envs.observation import layout_of, width_of, write
+from cee_gym.errors import BackboneError
+from cee_gym.models import (
+    EncodedText,
+    MultiExitConfig,
+    MultiExitModel,
+    MultiExitOutput,
+    load_tokenizer,
+)
+from cee_gym.tasks import Task, load_splits
+from cee_gym.trace import read_out
+from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
+from cee_gym.training.fit import FitConfig, Objective, fit
+from cee_gym.training.losses import at_sampled_exit, over_exits, weighted_joint
+from cee_gym.training.partition import DEPLOYED, Partition, partition
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the phases that touch text and backbone share.
+
+    Attributes:
+        task: whose text.
+        backbone: hub name or path of an encoder, or of a `MultiExitModel`, whose heads are then kept.
+        splits: the text.
+        config: how to warm up and record.
+    """
+
+    task: Task
+    backbone: str
+    splits: dict[str, Dataset]
+    config: RecordConfig
+
+    @classmethod
+    def load(cls, task: Task, backbone: str, data: str | None, config: RecordConfig) -> "Setup":
+        """Loads the text.
+
+        Raises:
+            DataError: if it cannot be reached or does not fit the task.
+        """
+        return cls(task, backbone, load_splits(task, data), config)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """How the rows of train are shared out."""
+        config = self.config
+        return partition(
+            len(self.splits["train"]),
+            config.policy_data,
+            held_out=config.held_out,
+            calibration=config.calibration,
+            folds=config.folds,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's."""
+        return load_tokenizer(self.backbone)
+
+    @cached_property
+    def text(self) -> dict[str, EncodedText]:
+        """The splits in token ids."""
+        return {
+            split: EncodedText(data, self.tokenizer, self.config.max_tokens)
+            for split, data in self.splits.items()
+        }
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The device and precision to train with."""
+        return Accelerator(mixed_precision=self.config.precision)
+
+    @cached_property
+    def has_heads(self) -> bool:
+        """Whether the backbone is a `MultiExitModel` already, so that there is nothing to warm up."""
+        try:
+            return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackboneError(
+                f"backbone {self.backbone} cannot be loaded ({reason}): give a local directory, run this where the "
+                "hub can be reached, or use an id that is recorded here (cee-gym envs)"
+            ) from error
+
+    def initial_model(self) -> MultiExitModel:
+        """The model before the warm-up; the same for every fold.
+
+        Raises:
+            BackboneError: if it cannot be loaded.
+        """
+        if self.has_heads:
+            model = MultiExitModel.from_pretrained(self.backbone, dtype=torch.float32)
+            if model.num_labels != len(self.task.labels):
+                raise BackboneError(
+                    f"{self.backbone} has exits for {model.num_labels} classes, but task {self.task.name} has "
+                    f"{len(self.task.labels)}"
+                )
+            return model
+        return MultiExitModel.from_backbone(
+            self.backbone,
+            self.task.labels,
+            pooler=self.config.pooler,
+            max_tokens=self.config.max_tokens,
+            task=self.task.name,
+            seed=self.config.seed,
+        )
+
+    def description(self, split: str) -> dict[str, object]:
+        """What a trace of this split says about where it comes from."""
+        return {
+            "task": self.task.name,
+            "split": split,
+            "backbone": Path(self.backbone).name,
+            "policy_data": self.config.policy_data,
+            "seed": self.config.seed,
+        }
+
+
+def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
+    """Trains every backbone of the partition on `sum_l l*CE_l / sum_l l`.
+
+    A backbone that has exit heads already is only copied.
+
+    Args:
+        setup: the text, the backbone and how.
+        models: where the backbones are to be, by name.
+        logger: takes loss and accuracy per layer.
+    """
+    config = setup.config.warm_up
+
+    def objective(output: MultiExitOutput, losses: torch.Tensor) -> torch.Tensor:
+        return weighted_joint(losses)
+
+    for name in setup.partition.fit:
+        _train_one(
+            setup,
+            models / name,
+            setup.initial_model,
+            lambda model: objective,
+            None if setup.has_heads else config,
+            _phase_seed(setup.config.seed, f"warm-up/{name}"),
+            f"warm-up/{name}",
+            logger,
+        )
+
+
+def backbone_phase(
+    setup: Setup,
+    before: Path,
+    models: Path,
+    agent: Agent,
+    policy: PolicyConfig,
+    config: AlternationConfig,
+    number: int,
+    logger: Logger | None = None,
+) -> None:
+    """Trains every backbone on the cross-entropy at the exit layer only; the policy stays as it is.
+
+    Args:
+        setup: the text and how.
+        before: the backbones to go on from.
+        models: where the backbones are to be.
+        agent: decides the exits.
+        policy: what it was trained on.
+        config: how long, and at which exits.
+        number: of the round.
+        logger: takes loss and accuracy per layer.
+    """
+
+    def objective_for(model: MultiExitModel, seed: int) -> Objective:
+        generator = torch.Generator().manual_seed(seed)
+
+        def objective(output: MultiExitOutput, losses: torch.Tensor) -> torch.Tensor:
+            observations = observe_output(output, agent, policy, generator)
+            scores = torch.from_numpy(agent.exit_probabilities(observations)).to(losses)
+            if config.backbone_loss == "expected":
+                return over_exits(losses, scores)
+            uniforms = torch.rand(losses.shape, generator=generator).to(losses)
+            return at_sampled_exit(losses, scores, uniforms)
+
+        return objective
+
+    for name in setup.partition.fit:
+        label = f"backbone/{name}"
+        seed = _phase_seed(setup.config.seed, f"{label}/{number}")
+        _train_one(
+            setup,
+            models / name,
+            lambda name=name: load_model(before / name),
+            lambda model, seed=seed: objective_for(model, seed),
+            config.backbone,
+            seed,
+            label,
+            logger,
+        )
+
+
+def _train_one(
+    setup: Setup,
+    target: Path,
+    load: Callable[[], MultiExitModel],
+    objective_for: Callable[[MultiExitModel], Objective],
+    config: FitConfig | None,
+    seed: int,
+    name: str,
+    logger: Logger | None,
+) -> None:
+    if target.exists():
+        return
+    checkpoint = target.with_name(f"{target.name}.checkpoint.safetensors")
+    model = load()
+    if config is not None:
+        fit(
+            model,
+            setup.text["train"],
+            setup.partition.fit[target.name],
+            objective_for(model),
+            config,
+            accelerator=setup.accelerator,
+            seed=seed,
+            checkpoint=checkpoint,
+            name=name,
+            logger=logger,
+        )
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    setup.tokenizer.save_pretrained(partial)
+    partial.rename(target)
+    checkpoint.unlink(missing_ok=True)
+
+
+def load_model(path: Path) -> MultiExitModel:
+    """Loads a model in float32.
+
+    Raises:
+        BackboneError: if there is none.
+    """
+    try:
+        return MultiExitModel.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"there is no model at {path}: {str(error).splitlines()[0]}") from error
+
+
+def record(setup: Setup, models: Path, recording: Path) -> None:
+    """Traces what the backbones do on train (the policy's rows), calibration, dev and, where it has labels, test.
+
+    Args:
+        setup: the text and how.
+        models: the backbones, by name.
+        recording: where the traces are to be.
+    """
+    if recording.exists():
+        return
+    partial = recording.with_name(f"{recording.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    shares = setup.partition
+    deployed = load_model(models / DEPLOYED).to(setup.accelerator.device)
+    for split, source, rows in (
+        ("calibration", "train", shares.calibration),
+        ("dev", "dev", None),
+        ("test", "test", None),
+    ):
+        if source in setup.splits and not (partial / split).exists():
+            collect(
+                deployed,
+                setup.text[source],
+                setup.splits[source],
+                partial / split,
+                setup.description(split),
+                rows=rows,
+                dtype=setup.config.states,
+            )
+    if not (partial / "train").exists():
+        writer = start_trace(
+            deployed,
+            setup.splits["train"],
+            partial / "train",
+            setup.description("train"),
+            rows=shares.policy,
+            dtype=setup.config.states,
+        )
+        for name in sorted(set(shares.traced_by)):
+            model = deployed
+            if name != DEPLOYED:
+                model = load_model(models / name).to(setup.accelerator.device)
+            positions = np.flatnonzero(np.array(shares.traced_by) == name)
+            write_rows(writer, model, setup.text["train"], shares.policy, positions)
+        writer.publish()
+    row_ids = np.array(setup.splits["train"]["row_id"])
+    description = {
+        "task": setup.task.name,
+        "backbone": Path(setup.backbone).name,
+        "config": asdict(setup.config),
+        "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
+        "traced_by": shares.traced_by,
+    }
+    (partial / "recording.json").write_text(json.dumps(description) + "\n")
+    partial.rename(recording)
+
+
+def policy_env(
+    recording: Path,
+    policy: PolicyConfig,
+    split: str = "train",
+    memorized_layers: np.ndarray | None = None,
+) -> EarlyExitEnv:
+    """The environment of a policy phase.
+
+    Args:
+        recording: the traces.
+        policy: what it observes and pays.
+        split: of the recording.
+        memorized_layers: int `[N]`, to be used in place of the trace's own.
+    """
+    hardness: object = None if policy.hardness == "none" else policy.hardness
+    env = EarlyExitEnv(
+        trace=str(recording),
+        split=split,
+        alpha=policy.alpha if len(policy.alpha) > 1 else policy.alpha[0],
+        hardness=hardness,
+        quality=policy.quality,
+        observe=policy.observe,
+    )
+    if memorized_layers is None or policy.hardness != "memorized_layer":
+        return env
+    return EarlyExitEnv(
+        trace=env.table.trace,
+        split=split,
+        alpha=policy.alpha if len(policy.alpha) > 1 else policy.alpha[0],
+        hardness=1.0 - memorized_layers / env.num_layers,
+        quality=policy.quality,
+        observe=policy.observe,
+    )
+
+
+def observe_output(
+    output: MultiExitOutput, agent: Agent, policy: PolicyConfig, generator: torch.Generator
+) -> np.ndarray:
+    """What an agent observes of a batch that a model has just run, float32 `[B, L, D]`.
+
+    Where alpha is a range, one is drawn for each instance.
+    """
+    assert output.states is not None and output.logits is not None
+    states = output.states.detach().float().cpu().numpy()
+    logits = output.logits.detach().float().cpu().numpy()
+    (size, num_layers, width), num_labels = states.shape, logits.shape[2]
+    layout = layout_of(agent.observe, num_layers, width, num_labels)
+    observations = np.empty((size, num_layers, width_of(layout)), dtype=np.float32)
+    readout = read_out(logits, np.zeros(logits.shape[:2], dtype=np.int64))
+    low, high = min(policy.alpha), max(policy.alpha)
+    alpha = low + (high - low) * torch.rand((size, 1, 1), generator=generator).numpy()
+    write(
+        observations,
+        layout,
+        hidden=states,
+        layer=np.eye(num_layers),
+        logits=logits,
+        entropy=readout.entropy,
+        confidence=readout.confidence,
+        num_labels=num_labels,
+        alpha=alpha,
+    )
+    return observations
+
+
+def _phase_seed(seed: int, phase: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{phase}".encode()).digest()[:4], "little")

@@ -1,0 +1,217 @@
+"""An episode: one instance climbs the layers until the agent lets it out.
+
+The recorded and the live environment differ only in where the state of a layer and the outcome of
+leaving it come from; everything else is here.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.spaces import Discrete
+
+from cee_gym.envs import render
+from cee_gym.envs.draws import alpha_block, instance_block
+from cee_gym.envs.observation import Layout, space_of
+from cee_gym.errors import CeeGymError, did_you_mean
+
+CONTINUE = 0
+EXIT = 1
+
+Observation = npt.NDArray[np.float32]
+
+
+class Outcome(NamedTuple):
+    """What leaving the present layer comes to."""
+
+    quality: float
+    price: float
+    prediction: int
+    correct: bool
+    memorized_layer: int | None  # None where no trace tells
+
+
+class EpisodeEnv(gym.Env[Observation, int]):
+    """The dynamics that the recorded and the live environment share.
+
+    Args:
+        num_instances: N.
+        num_layers: L.
+        layout: the columns of each part of an observation.
+        alpha: the lowest and highest price of one layer.
+        render_mode: `"ansi"`, `"rgb_array"` or None.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": render.MODES,
+        "render_fps": render.FPS,
+    }
+
+    def __init__(
+        self,
+        num_instances: int,
+        num_layers: int,
+        layout: Layout,
+        alpha: tuple[float, float],
+        render_mode: str | None,
+    ) -> None:
+        self.num_instances = num_instances
+        self.num_layers = num_layers
+        self.layout = layout
+        self.observation_space = space_of(layout, alpha)  # type: ignore[assignment]
+        self.action_space = Discrete(2)  # type: ignore[assignment]
+        self.alpha_range = alpha
+        self.render_mode = render.checked_mode(render_mode)
+        self.instance = 0
+        self.alpha = alpha[0]
+        self.layer = 0
+        self._ended = True
+        self._allowed_alpha = alpha if "alpha" in layout else (0.0, np.inf)
+        self._instances: list[int] = []
+        self._alphas: list[float] = []
+
+    @abstractmethod
+    def _enter_layer(self) -> None:
+        """Called when the instance has reached `self.layer`."""
+
+    @abstractmethod
+    def _observation(self) -> Observation:
+        """The state of the present layer, a fresh array `[D]`."""
+
+    @abstractmethod
+    def _outcome(self) -> Outcome:
+        """What leaving the present layer comes to."""
+
+    @abstractmethod
+    def _readings(self) -> render.Readings:
+        """What the classifiers of layers 1 to the present one say."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begins an episode at layer 1.
+
+        Args:
+            seed: seeds the draws of instances and alphas.
+            options: for this episode, `{"instance": i}` fixes the instance and `{"alpha": a}` the
+                price of one layer.
+
+        Returns:
+            The observation of layer 1, and `instance` and `alpha` as info.
+
+        Raises:
+            CeeGymError: if an option is unknown or out of range.
+        """
+        options = options or {}
+        check_options(options, ("instance", "alpha"))
+        instance, alpha = options.get("instance"), options.get("alpha")
+        if instance is not None:
+            check_instances(instance, self.num_instances)
+        if alpha is not None:
+            check_alphas(alpha, self._allowed_alpha)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._instances, self._alphas = [], []
+        self.instance = self._draw_instance() if instance is None else int(instance)
+        self.alpha = self._draw_alpha() if alpha is None else float(alpha)
+        self.layer = 1
+        self._ended = False
+        self._enter_layer()
+        return self._observation(), {"instance": self.instance, "alpha": self.alpha}
+
+    def _draw_instance(self) -> int:
+        if not self._instances:
+            self._instances = instance_block(self.np_random, self.num_instances).tolist()
+        return self._instances.pop()
+
+    def _draw_alpha(self) -> float:
+        low, high = self.alpha_range
+        if low == high:
+            return low
+        if not self._alphas:
+            self._alphas = alpha_block(self.np_random, low, high).tolist()
+        return self._alphas.pop()
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Continues to the next layer, or exits; at the last layer both exit.
+
+        Args:
+            action: 0 to continue, 1 to exit.
+
+        Returns:
+            Observation, reward, whether the episode has ended, False, and infos where it has.
+
+        Raises:
+            ResetNeeded: if no episode is under way.
+            InvalidAction: if the action is neither 0 nor 1.
+        """
+        if self._ended:
+            raise ResetNeeded("no episode is under way: call reset() before step()")
+        if action not in (CONTINUE, EXIT):
+            raise InvalidAction(f"an action is 0 (continue) or 1 (exit), got {action!r}")
+        if action == CONTINUE and self.layer < self.num_layers:
+            self.layer += 1
+            self._enter_layer()
+            return self._observation(), 0.0, False, False, {}
+        self._ended = True
+        outcome = self._outcome()
+        reward = outcome.quality - self.alpha * outcome.price
+        return self._observation(), reward, True, False, self._final_info(outcome)
+
+    def _final_info(self, outcome: Outcome) -> dict[str, Any]:
+        info = {
+            "exit_layer": self.layer,
+            "saved_layers": 1 - self.layer / self.num_layers,
+            "prediction": outcome.prediction,
+            "correct": outcome.correct,
+            "is_success": outcome.correct,
+            "reward_components": {"quality": outcome.quality, "price": outcome.price},
+        }
+        if outcome.memorized_layer is not None:
+            info["memorized_layer"] = outcome.memorized_layer
+        return info
+
+    def render(self) -> str | npt.NDArray[np.uint8] | None:
+        """Shows the layers run so far, as text or as an RGB array; see `cee_gym.envs.render`."""
+        if self.layer == 0:
+            raise ResetNeeded("no episode is under way: call reset() before render()")
+        if self.render_mode is None:
+            gym.logger.warn("render() does nothing: make the environment with a render_mode")
+            return None
+        return render.frame(self.render_mode, self._readings(), self.num_layers, self._ended)
+
+
+def check_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuses options of `reset` that do not exist."""
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(str(name), list(known))
+            raise CeeGymError(f"reset has no option {name!r}: {hint}")
+
+
+def check_instances(instances: npt.ArrayLike, num_instances: int) -> None:
+    """Refuses what is not an instance."""
+    values = np.asarray(instances)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise CeeGymError(f"option 'instance' must be an integer, got {instances!r}")
+    wrong = values[(values < 0) | (values >= num_instances)]
+    if wrong.size:
+        raise CeeGymError(
+            f"there is no instance {wrong.flat[0]}: they are numbered 0 to {num_instances - 1}"
+        )
+
+
+def check_alphas(alphas: npt.ArrayLike, allowed: tuple[float, float]) -> None:
+    """Refuses what is not a price of one layer, or not one that can be observed."""
+    values = np.asarray(alphas)
+    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        raise CeeGymError(f"option 'alpha' must be a finite number, got {alphas!r}")
+    low, high = allowed
+    wrong = values[(values < low) | (values > high)]
+    if wrong.size:
+        why = "at least 0" if high == np.inf else f"in [{low}, {high}], the range that is observed"
+        raise CeeGymError(f"option 'alpha' must be {why}, got {wrong.flat[0]}")

@@ -1,0 +1,68 @@
+"""The packages of cee-gym: `agents/` and `envs/` beside `cee_gym/` are its subpackages."""
+
+from setuptools import setup
+
+EXTRAS = {
+    "contrib": ["sb3-contrib>=2.9,<3"],
+    "tune": ["optuna>=4"],
+    "serve": ["fastapi", "uvicorn", "prometheus-client"],
+    "export": ["onnx", "onnxruntime", "onnxscript"],
+    "generation": ["peft>=0.17"],
+    "dev": [
+        "build",
+        "hypothesis",
+        "ipykernel",
+        "mypy",
+        "nbclient",
+        "nbformat",
+        "pre-commit",
+        "pytest>=8",
+        "ruff",
+        "setuptools>=77",
+    ],
+}
+
+setup(
+    name="cee-gym",
+    version="0.1.0",
+    description="Early exit in language models as a reinforcement-learning problem, after ConsistentEE",
+    long_description=open("README.md", encoding="utf-8").read(),  # noqa: SIM115
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        "cee_gym",
+        "cee_gym.agents",
+        "cee_gym.envs",
+        "cee_gym.evaluation",
+        "cee_gym.models",
+        "cee_gym.tasks",
+        "cee_gym.training",
+    ],
+    # The folders beside cee_gym/ are its subpackages; the two links inside it only serve a checkout.
+    package_dir={"cee_gym.agents": "agents", "cee_gym.envs": "envs"},
+    package_data={"cee_gym": ["py.typed", "shipped/**/*"]},
+    install_requires=[
+        "accelerate>=1.0",
+        "datasets>=4",
+        "gymnasium>=1.4,<2",
+        "matplotlib>=3.8",
+        "numpy>=2",
+        "safetensors>=0.5",
+        "scikit-learn>=1.4",
+        "stable-baselines3>=2.9,<3",
+        "tensorboard>=2.16",
+        "torch>=2.8,<3",
+        "tqdm>=4.60",
+        "transformers>=5,<6",
+        "tyro>=0.9",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["cee-gym = cee_gym.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
