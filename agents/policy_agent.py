@@ -1,16 +1,50 @@
 """What the agents with a network per layer share: where it comes from, how it decides, how it is kept."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from gymnasium.vector import SyncVectorEnv
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, AnyEnv, Floats, check_layout
+from cee_gym.agents.curves import Curves
 from cee_gym.agents.networks import PerLayerPolicy
 from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update was made of.
+
+    Attributes:
+        loss: to descend.
+        exits: `[B, L]`, with what probability, or in what share of its rollouts, each instance left at each layer.
+        timesteps: decisions it took.
+    """
+
+    loss: torch.Tensor
+    exits: np.ndarray
+    timesteps: int
+
+
+@dataclass(frozen=True)
+class Played(Step):
+    """A step in an environment that is not recorded.
+
+    Attributes:
+        mean_return: over rollouts.
+        accuracy: over rollouts.
+    """
+
+    mean_return: float
+    accuracy: float
 
 
 class PerLayerAgent(Agent):
@@ -51,15 +85,77 @@ class PerLayerAgent(Agent):
             "seed": self.seed,
         }
 
-    def prepare(self, env: AnyEnv) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
-        """The policy, made at the first call for the observations of this environment, and a fresh optimizer.
+    @abstractmethod
+    def estimate(
+        self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator
+    ) -> Step:
+        """A loss whose gradient is, or estimates, that of minus the expected return.
+
+        Args:
+            logits: `[B, L]`, of leaving layer t once there.
+            rewards: `[B, L]`, of leaving at t.
+            rng: for sampling.
+        """
+
+    def play(self, env: AnyEnv, policy: PerLayerPolicy, rng: np.random.Generator) -> Played:
+        """`estimate` in an environment that shows one state at a time.
+
+        Raises:
+            CeeGymError: if the agent cannot learn there.
+        """
+        raise CeeGymError(
+            f"{self.name} needs all rewards of an instance at once, which {env} does not have: use a "
+            "recorded environment, or the agent 'reinforce'"
+        )
+
+    def learn(
+        self,
+        env: AnyEnv,
+        total_timesteps: int,
+        *,
+        logger: Logger | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """See `Agent.learn`."""
+        policy, optimizer = self.prepare(env_layout(env))
+        rng = np.random.default_rng((self.seed, self.timesteps))
+        table = table_of(env)
+        batches = None if table is None else TableBatches(table, self.batch_size, rng)
+        curves = Curves(
+            logger, total_timesteps, self.timesteps, len(policy.bias), progress_bar, self.name
+        )
+        while not curves.done:
+            hindsight = None
+            if table is not None and batches is not None:
+                rows, observations, rewards = batches.next()
+                step = self.estimate(policy(self.states(observations)), rewards, rng)
+                mean_return = float((step.exits * rewards.numpy()).sum(axis=1).mean())
+                accuracy = float((step.exits * table.correct[rows]).sum(axis=1).mean())
+                hindsight = float(rewards.max(dim=1).values.mean())
+            else:
+                step = played = self.play(env, policy, rng)
+                mean_return, accuracy = played.mean_return, played.accuracy
+            optimizer.zero_grad()
+            step.loss.backward()
+            optimizer.step()
+            curves.update(
+                step.timesteps,
+                step.exits.sum(axis=0),
+                returns=mean_return,
+                hindsight=hindsight,
+                accuracy=accuracy,
+                loss=step.loss,
+            )
+        curves.close()
+        self.timesteps = curves.timesteps
+        return self
+
+    def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
+        """The policy, made at the first call for observations of this layout, and a fresh optimizer.
 
         Raises:
             CeeGymError: if the observations lack a part the policy needs, or differ from those it learned on.
         """
-        layout = getattr(env.unwrapped, "layout", None)
-        if layout is None:
-            raise CeeGymError(f"{self.name} learns in the environments of cee-gym, not in {env}")
         if "layer" not in layout or len(layout) < 2:
             raise CeeGymError(
                 f"{self.name} has a network per layer: observe 'layer' and at least one other part, not "
@@ -129,6 +225,22 @@ class PerLayerAgent(Agent):
         """Moves the policy, as `nn.Module.to` does."""
         self._learned().to(device)
         return self
+
+
+def env_layout(env: AnyEnv) -> dict[str, slice]:
+    """Where each part of an observation stands, in any environment of cee-gym.
+
+    Raises:
+        CeeGymError: if the environment is none of ours.
+    """
+    try:
+        if isinstance(env.unwrapped, SyncVectorEnv):
+            layout: dict[str, slice] = env.unwrapped.get_attr("layout")[0]
+        else:
+            layout = env.unwrapped.layout  # type: ignore[union-attr]
+    except AttributeError:
+        raise CeeGymError(f"agents learn in the environments of cee-gym, not in {env}") from None
+    return layout
 
 
 def table_of(env: AnyEnv) -> ExitTable | None:

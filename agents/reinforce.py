@@ -12,16 +12,14 @@ In a recorded environment every state of an instance is known, so the policy is 
 are drawn from its exit distribution. In any other, K episodes of each instance are run.
 """
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import AnyEnv
-from cee_gym.agents.curves import Curves
-from cee_gym.agents.networks import log_exit_distribution
-from cee_gym.agents.policy_agent import PerLayerAgent, TableBatches, table_of
+from cee_gym.agents.networks import PerLayerPolicy, log_exit_distribution
+from cee_gym.agents.policy_agent import PerLayerAgent, Played, Step
 from cee_gym.agents.rollouts import play
 from cee_gym.errors import CeeGymError
 
@@ -61,62 +59,35 @@ class Reinforce(PerLayerAgent):
             **super().hyperparameters(),
         }
 
-    def learn(
-        self,
-        env: AnyEnv,
-        total_timesteps: int,
-        *,
-        logger: Logger | None = None,
-        progress_bar: bool = False,
-    ) -> Self:
-        """See `Agent.learn`. A timestep is one decision of one rollout."""
-        policy, optimizer = self.prepare(env)
-        num_layers = len(policy.bias)
-        rng = np.random.default_rng((self.seed, self.timesteps))
-        table = table_of(env)
-        batches = None if table is None else TableBatches(table, self.batch_size, rng)
-        curves = Curves(
-            logger, total_timesteps, self.timesteps, num_layers, progress_bar, self.name
+    def estimate(
+        self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator
+    ) -> Step:
+        """See the module. A timestep is one decision of one rollout."""
+        exits = sample_exits(torch.sigmoid(logits.detach()), self._uniforms(rng, *logits.shape))
+        loss = surrogate_loss(logits, exits, rewards.gather(1, exits), self.baseline)
+        return Step(loss, self._shares(exits, logits.shape[1]), int((exits + 1).sum()))
+
+    def play(self, env: AnyEnv, policy: PerLayerPolicy, rng: np.random.Generator) -> Played:
+        """Runs K episodes of each of a batch of instances that the environment draws."""
+        uniforms = self._uniforms(rng, self.batch_size, len(policy.bias))
+        run = play(env, uniforms.numpy(), lambda obs, u: u < self.exit_probability(obs[:, None]))
+        logits = policy(self.states(torch.from_numpy(run.observations)))
+        exits = torch.from_numpy(run.exits)
+        return Played(
+            loss=surrogate_loss(logits, exits, torch.from_numpy(run.returns), self.baseline),
+            exits=self._shares(exits, logits.shape[1]),
+            timesteps=int((exits + 1).sum()),
+            mean_return=float(run.returns.mean()),
+            accuracy=float(run.correct.mean()),
         )
-        while not curves.done:
-            hindsight = accuracy = None
-            if batches is not None and table is not None:
-                rows, observations, rewards = batches.next()
-                uniforms = self._uniforms(rng, len(rows), num_layers)
-                logits = policy(self.states(observations))
-                exits = sample_exits(torch.sigmoid(logits.detach()), uniforms)
-                returns = rewards.gather(1, exits)
-                hindsight = float(rewards.max(dim=1).values.mean())
-                accuracy = float(table.correct[rows[:, None], exits.numpy()].mean())
-            else:
-                uniforms = self._uniforms(rng, self.batch_size, num_layers)
-                played = play(env, uniforms.numpy(), self._leave)
-                logits = policy(self.states(torch.from_numpy(played.observations)))
-                exits, returns = torch.from_numpy(played.exits), torch.from_numpy(played.returns)
-                accuracy = float(played.correct.mean())
-            loss = surrogate_loss(logits, exits, returns, self.baseline)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            curves.update(
-                int((exits + 1).sum()),
-                np.bincount(exits.flatten().numpy(), minlength=num_layers).astype(float),
-                returns=float(returns.mean()),
-                hindsight=hindsight,
-                accuracy=accuracy,
-                loss=loss,
-            )
-        curves.close()
-        self.timesteps = curves.timesteps
-        return self
 
     def _uniforms(self, rng: np.random.Generator, instances: int, num_layers: int) -> torch.Tensor:
-        return torch.from_numpy(
-            rng.random((instances, self.rollouts, num_layers), dtype=np.float32)
-        )
+        shape = (instances, self.rollouts, num_layers)
+        return torch.from_numpy(rng.random(shape, dtype=np.float32))
 
-    def _leave(self, observations: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        return uniforms < self.exit_probability(observations[:, None])
+    def _shares(self, exits: torch.Tensor, num_layers: int) -> np.ndarray:
+        one_hot = torch.nn.functional.one_hot(exits, num_layers)
+        return one_hot.float().mean(dim=1).numpy()
 
 
 def sample_exits(exit_probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ Decide = Callable[[Floats, Floats], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Played:
+class Episodes:
     """B instances, K rollouts each.
 
     Attributes:
@@ -40,7 +40,7 @@ def play(
     uniforms: Floats,
     decide: Decide,
     instances: npt.NDArray[np.int64] | None = None,
-) -> Played:
+) -> Episodes:
     """Runs K episodes of each of B instances.
 
     Args:
@@ -52,16 +52,17 @@ def play(
     Raises:
         CeeGymError: if the environment resets by itself.
     """
-    if not isinstance(env, gym.vector.VectorEnv):
-        env = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.DISABLED)
+    if isinstance(env, gym.Env):
+        scalar = env
+        env = SyncVectorEnv([lambda: scalar], autoreset_mode=AutoresetMode.DISABLED)
     if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
         raise CeeGymError(
             "rollouts of the same instance need a vector environment with autoreset_mode='Disabled', not "
             f"{env.metadata['autoreset_mode'].value}"
         )
     num_instances, num_rollouts, num_layers = uniforms.shape
-    width = env.single_observation_space.shape[0]
-    played = Played(
+    (width,) = env.single_observation_space.shape or ()
+    played = Episodes(
         observations=np.zeros((num_instances, num_layers, width), dtype=np.float32),
         exits=np.zeros((num_instances, num_rollouts), dtype=np.int64),
         returns=np.zeros((num_instances, num_rollouts), dtype=np.float32),

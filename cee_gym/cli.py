@@ -5,14 +5,15 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 
-Positional = tyro.conf.Positional
+T = TypeVar("T")
+Positional = Annotated[T, tyro.conf.Positional]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Train:
         task = _task(task_name)
         agent = _make_agent(self.agent, self.set, self.record.seed)
         output = self.output or Path("runs") / f"{id}-{self.agent}-seed{self.record.seed}"
-        backbone = self.backbone or None
+        backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:
             backbone = shipped_backbone(id)
         setup = recording = None
@@ -211,7 +212,7 @@ class Evaluate:
         if not rounds:
             raise CeeGymError(f"{directory} has no complete round yet: go on with it by --resume")
         recording = Path(config["recording"] or rounds[-1] / "recording")
-        settings = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in config["policy"].items()
         }
@@ -237,7 +238,7 @@ Command = Envs | Build | Train | Evaluate
 def main(args: list[str] | None = None) -> None:
     """Runs a command; an error meant for the user is one line and exit code 2."""
     _quiet()
-    command: Command = tyro.cli(  # type: ignore[assignment]
+    command: Command = tyro.cli(
         Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Build, tyro.conf.subcommand("build")]
         | Annotated[Train, tyro.conf.subcommand("train")]
@@ -300,7 +301,7 @@ def _make_agent(name: str, settings: tuple[str, ...], seed: int) -> Any:
 def _jsonable(config: RecordConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return json.loads(json.dumps(asdict(config)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:

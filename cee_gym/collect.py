@@ -69,7 +69,7 @@ def start_trace(
         dtype=dtype,
         description={
             **description,
-            "labels": [model.config.id2label[number] for number in range(model.num_labels)],
+            "labels": model.labels,
             "max_tokens": model.config.max_tokens,
             "model": fingerprint(model),
             "versions": {

@@ -25,6 +25,15 @@ class MissingExtraError(CeeGymError):
     """A feature needs packages that one of the optional extras installs."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing.
+
+    >>> first_line(OSError("no such file\\ntry another"))
+    'no such file'
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """Suggests the nearest known names.
 

@@ -7,7 +7,7 @@ apart lets alpha, the price of one layer, change without touching either.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,34 +64,49 @@ class Reward:
         Raises:
             CeeGymError: if a given hardness or cost does not fit the trace.
         """
-        quality = -trace.loss if self.quality == "cross_entropy" else trace.correct
-        weight = self.hardness_weight(trace)
-        price = weight[:, None] * self.layer_cost(trace.num_layers)
+        return self.of(trace.loss, trace.correct)
+
+    def of(self, loss: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """The tables of instances that are in no trace yet.
+
+        Args:
+            loss: float32 `[N, L]`.
+            correct: bool `[N, L]`.
+
+        Returns:
+            Quality and price, float32 `[N, L]`.
+        """
+        quality = -loss if self.quality == "cross_entropy" else correct
+        weight = self.hardness_weight(loss, correct)
+        price = weight[:, None] * self.layer_cost(loss.shape[1])
         return np.asarray(quality, dtype=np.float32), price.astype(np.float32)
 
     def layer_cost(self, num_layers: int) -> npt.NDArray[np.float64]:
         """What running layers 1..t costs, float64 `[L]`."""
         if isinstance(self.cost, str):
             return np.arange(1, num_layers + 1, dtype=np.float64)
-        cost = np.asarray(self.cost, dtype=np.float64)
+        cost = _numbers(self.cost)
         if cost.shape != (num_layers,) or not np.isfinite(cost).all():
             raise CeeGymError(
                 f"cost must be {num_layers} finite numbers, one per layer, got shape {cost.shape}"
             )
         return cost
 
-    def hardness_weight(self, trace: Trace) -> npt.NDArray[np.float64]:
+    def hardness_weight(
+        self, loss: Floats, correct: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float64]:
         """The weight of each instance's cost, float64 `[N]`."""
+        num_instances, num_layers = loss.shape
         if self.hardness is None:
-            return np.ones(len(trace))
+            return np.ones(num_instances)
         if isinstance(self.hardness, str):
             if self.hardness == "memorized_layer":
-                return 1.0 - memorized_layer(trace.correct) / trace.num_layers
-            return np.exp(-trace.loss[:, -1].astype(np.float64))
-        weight = np.asarray(self.hardness, dtype=np.float64)
-        if weight.shape != (len(trace),) or not np.isfinite(weight).all():
+                return 1.0 - memorized_layer(correct) / num_layers
+            return np.exp(-loss[:, -1].astype(np.float64))
+        weight = _numbers(self.hardness)
+        if weight.shape != (num_instances,) or not np.isfinite(weight).all():
             raise CeeGymError(
-                f"hardness must be {len(trace)} finite numbers, one per instance, got shape {weight.shape}"
+                f"hardness must be {num_instances} finite numbers, one per instance, got shape {weight.shape}"
             )
         return weight
 
@@ -103,9 +118,17 @@ def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
     ((0.035, 0.035), (0.0, 0.1))
     """
     try:
-        low, high = (alpha, alpha) if isinstance(alpha, int | float) else map(float, alpha)
+        given: Any = (alpha, alpha) if np.ndim(alpha) == 0 else alpha
+        low, high = map(float, given)
     except (TypeError, ValueError):
         raise CeeGymError(f"alpha must be a number or a pair (low, high), got {alpha!r}") from None
     if not (0.0 <= low <= high < float("inf")):
         raise CeeGymError(f"alpha must be at least 0 (and low <= high), got {alpha!r}")
-    return float(low), float(high)
+    return low, high
+
+
+def _numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)

@@ -24,6 +24,7 @@ from cee_gym.errors import TraceError
 FORMAT = "cee-gym trace"
 VERSION = 1
 MOST_LABELS_WITH_LOGITS = 256
+REQUIRED = {"states", "loss", "prediction", "confidence", "entropy", "labels", "row_ids"}
 
 Array = npt.NDArray[Any]
 
@@ -81,8 +82,7 @@ class Trace:
                 )
             # Only states can be larger than memory; the rest is read once, so that views of it are plain arrays.
             arrays[name] = array if name == "states" else np.array(array)
-        missing = {"states", "loss", "prediction", "confidence", "entropy", "labels", "row_ids"}
-        if missing := missing - arrays.keys():
+        if missing := REQUIRED - arrays.keys():
             raise TraceError(f"the trace at {path} has no {', '.join(sorted(missing))}")
         arrays.setdefault("logits", None)  # type: ignore[arg-type]
         return cls(**arrays, header=header, path=path)
@@ -136,7 +136,11 @@ class Trace:
             TraceError: if a file has changed since it was recorded.
         """
         for name, expected in self.header["arrays"].items():
-            if _sha256(self.path / f"{name}.npy") != expected["sha256"]:
+            try:
+                found = _sha256(self.path / f"{name}.npy")
+            except OSError as error:
+                raise TraceError(f"the trace at {self.path} is damaged: {error}") from None
+            if found != expected["sha256"]:
                 raise TraceError(
                     f"the trace at {self.path} is damaged: {name}.npy does not match its checksum; "
                     "record it again"
@@ -218,13 +222,13 @@ class TraceWriter:
             "format": FORMAT,
             "version": VERSION,
             **self.description,
-            "rows": hashlib.sha256("\n".join(self.row_ids).encode()).hexdigest(),
+            "rows": hashlib.sha256(
+                "\n".join(map("{} {}".format, self.row_ids, self.labels)).encode()
+            ).hexdigest(),
             "states": [len(self.row_ids), *self.shape, self.dtype],
         }
         plan_file = self._partial / "plan.json"
-        resumes = plan_file.exists() and json.loads(plan_file.read_text()) == json.loads(
-            json.dumps(plan)
-        )
+        resumes = _read_plan(plan_file) == json.loads(json.dumps(plan))
         try:
             if not resumes:
                 shutil.rmtree(self._partial, ignore_errors=True)
@@ -237,7 +241,7 @@ class TraceWriter:
                 self._arrays["labels"][:] = self.labels
                 self._arrays["row_ids"][:] = self.row_ids
                 plan_file.write_text(json.dumps(plan))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _write_error(self.path, error) from None
 
     def _layout(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -279,13 +283,13 @@ class TraceWriter:
         Raises:
             TraceError: if a state or logit is not a finite number, or float16 cannot hold it.
         """
-        self._refuse(rows, ~np.isfinite(states).all(axis=2), "a state is not a finite number")
-        self._refuse(rows, ~np.isfinite(logits).all(axis=2), "a logit is not a finite number")
+        self._refuse(rows, np.isfinite(states), "a state is not a finite number")
+        self._refuse(rows, np.isfinite(logits), "a logit is not a finite number")
         with np.errstate(over="ignore"):
             stored = states.astype(self.dtype)
         self._refuse(
             rows,
-            ~np.isfinite(stored).all(axis=2),
+            np.isfinite(stored),
             "float16 cannot hold a state (above 65504): record with float32 states",
         )
         labels = np.broadcast_to(self._arrays["labels"][rows][:, None], logits.shape[:2])
@@ -299,9 +303,10 @@ class TraceWriter:
             self._arrays["logits"][rows] = logits
         self._arrays["written"][rows] = True
 
-    def _refuse(self, rows: npt.NDArray[np.integer], bad: npt.NDArray[np.bool_], what: str) -> None:
-        if bad.any():
-            row, layer = np.argwhere(bad)[0]
+    def _refuse(self, rows: npt.NDArray[np.integer], finite: Array, what: str) -> None:
+        good = finite.all(axis=2)
+        if not good.all():
+            row, layer = np.argwhere(~good)[0]
             raise TraceError(f"{what}: row {self.row_ids[rows[row]]}, layer {layer + 1}")
 
     def publish(self) -> Trace:
@@ -335,9 +340,10 @@ class TraceWriter:
                 "arrays": arrays,
             }
             (self._partial / "header.json").write_text(json.dumps(header, indent=1) + "\n")
-            (self._partial / "written.npy").unlink()
-            (self._partial / "plan.json").unlink()
             self._partial.rename(self.path)
+            # Only now: until it is published they are what a killed writer goes on with.
+            (self.path / "written.npy").unlink()
+            (self.path / "plan.json").unlink()
         except OSError as error:
             raise _write_error(self.path, error) from None
         return Trace.open(self.path)
@@ -354,8 +360,15 @@ def _map(file: Path, dtype: Any, shape: tuple[int, ...], new: bool) -> Array:
     return array
 
 
-def _write_error(path: Path, error: OSError) -> TraceError:
-    if error.errno == errno.ENOSPC:
+def _read_plan(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):  # there is none, or its writer was killed while writing it
+        return None
+
+
+def _write_error(path: Path, error: OSError | ValueError) -> TraceError:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return TraceError(
             f"the disk is full: {path} was not recorded; make room and give the same command again"
         )
@@ -376,9 +389,22 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"the trace at {path} is of version {header.get('version')}, this cee-gym reads version "
             f"{VERSION}: record it again, or install the cee-gym that wrote it"
         )
-    if not all(key in header for key in ("arrays", "labels", "fingerprint", "task", "split")):
+    whole = all(key in header for key in ("arrays", "labels", "fingerprint", "task", "split"))
+    if not whole or not _describes_arrays(header["arrays"]):
         raise TraceError(f"the trace at {path} is damaged: header.json is incomplete")
     return header
+
+
+def _describes_arrays(arrays: Any) -> bool:
+    known = {"logits", *REQUIRED}
+    return (
+        isinstance(arrays, dict)
+        and arrays.keys() <= known
+        and all(
+            isinstance(array, dict) and {"dtype", "shape", "sha256"} <= array.keys()
+            for array in arrays.values()
+        )
+    )
 
 
 def _sha256(file: Path) -> str:

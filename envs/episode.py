@@ -16,7 +16,7 @@ from gymnasium.spaces import Discrete
 
 from cee_gym.envs import render
 from cee_gym.envs.draws import alpha_block, instance_block
-from cee_gym.envs.observation import Layout, space_of
+from cee_gym.envs.observation import Layout, allowed_alpha, space_of
 from cee_gym.errors import CeeGymError, did_you_mean
 
 CONTINUE = 0
@@ -70,7 +70,7 @@ class EpisodeEnv(gym.Env[Observation, int]):
         self.alpha = alpha[0]
         self.layer = 0
         self._ended = True
-        self._allowed_alpha = alpha if "alpha" in layout else (0.0, np.inf)
+        self._allowed_alpha = allowed_alpha(layout, alpha)
         self._instances: list[int] = []
         self._alphas: list[float] = []
 
@@ -206,7 +206,7 @@ def check_instances(instances: npt.ArrayLike, num_instances: int) -> None:
 
 
 def check_alphas(alphas: npt.ArrayLike, allowed: tuple[float, float]) -> None:
-    """Refuses what is not a price of one layer, or not one that can be observed."""
+    """Refuses what is not a price of one layer, or lies outside the range that is observed."""
     values = np.asarray(alphas)
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
         raise CeeGymError(f"option 'alpha' must be a finite number, got {alphas!r}")

@@ -42,7 +42,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
         quality: see `cee_gym.Reward`.
         cost: see `cee_gym.Reward`.
         observe: see `EarlyExitEnv`.
-        max_length: in tokens; longer texts are cut.
+        max_tokens: longer texts are cut; by default what the model was made for.
         render_mode: see `EarlyExitEnv`.
 
     Raises:
@@ -62,30 +62,35 @@ class LiveEarlyExitEnv(EpisodeEnv):
         quality: Any = "cross_entropy",
         cost: Any = "layers",
         observe: Sequence[str] = ("hidden", "layer"),
-        max_length: int = 128,
+        max_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.data = data
-        self.max_length = max_length
+        self.max_tokens = max_tokens or model.config.max_tokens
         _check_labels(data, model.num_labels)
         reward = Reward(quality=quality, hardness=hardness, cost=cost)
-        layer_cost = reward.layer_cost(model.num_layers)
-        weight = np.ones(len(data))
+        self._quality = reward.quality
         self._memorized_layer: npt.NDArray[np.int64] | None = None
         if trace is not None:
             trace = trace if isinstance(trace, Trace) else Trace.open(trace)
             rows = _rows_in_trace(data, trace)
-            weight = reward.hardness_weight(trace)[rows]
+            if trace.num_layers != model.num_layers:
+                raise CeeGymError(
+                    f"the trace at {trace.path} has {trace.num_layers} layers, the model "
+                    f"{model.num_layers}: give the trace of this model"
+                )
+            self._price = reward.tables(trace)[1][rows]
             self._memorized_layer = memorized_layer(trace.correct)[rows]
-        elif hardness is not None:
+        elif hardness is None:
+            cost = reward.layer_cost(model.num_layers).astype(np.float32)
+            self._price = np.broadcast_to(cost, (len(data), model.num_layers))
+        else:
             raise CeeGymError(
                 f"hardness {hardness!r} is read from a trace of the model: give trace=PATH, or "
                 "hardness=None"
             )
-        self._price = (weight[:, None] * layer_cost).astype(np.float32)
-        self._quality = reward.quality
         self._one_hot = np.eye(model.num_layers)
         super().__init__(
             num_instances=len(data),
@@ -100,10 +105,11 @@ class LiveEarlyExitEnv(EpisodeEnv):
             if self.layer == 1:
                 self.model.eval()
                 self._label, inputs = self._encoded()
+                self._mask = inputs["attention_mask"]
                 self._hidden, self._layers = self.model.begin(inputs)
                 self._read: list[Readout] = []
             self._hidden = self._layers[self.layer - 1](self._hidden)
-            state, logits = self.model.exit(self._hidden, self.layer)
+            state, logits = self.model.exit(self._hidden, self.layer, self._mask)
         self._state = state[0].float().cpu().numpy()
         self._logits = logits[0].float().cpu().numpy()
         self._read.append(read_out(self._logits, np.asarray(self._label)))
@@ -111,7 +117,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
     def _encoded(self) -> tuple[int, dict[str, torch.Tensor]]:
         row = self.data[self.instance]
         pairs = [row["pair"]] if "pair" in row else None
-        inputs = encode(self.tokenizer, [row["text"]], pairs, self.max_length)
+        inputs = encode(self.tokenizer, [row["text"]], pairs, self.max_tokens)
         device = next(self.model.parameters()).device
         return int(row["label"]), {name: tensor.to(device) for name, tensor in inputs.items()}
 

@@ -7,7 +7,7 @@
 | probs | C | the class probabilities its classifier gives | 0, 1 |
 | entropy | 1 | their entropy, divided by log C | 0, 1 |
 | confidence | 1 | the largest of them | 0, 1 |
-| alpha | 1 | the price of one layer in this episode | its range |
+| alpha | 1 | the price of one layer in this episode | its range, or 0 up where fixed |
 """
 
 from collections.abc import Sequence
@@ -71,11 +71,17 @@ def space_of(layout: Layout, alpha: tuple[float, float]) -> Box:
     low = np.zeros(width_of(layout), dtype=np.float32)
     high = np.ones_like(low)
     if "hidden" in layout:
-        low[layout["hidden"]] = np.finfo(np.float32).min
-        high[layout["hidden"]] = np.finfo(np.float32).max
+        low[layout["hidden"]], high[layout["hidden"]] = -np.inf, np.inf
     if "alpha" in layout:
-        low[layout["alpha"]], high[layout["alpha"]] = alpha
-    return Box(low, high, dtype=np.float32)
+        low[layout["alpha"]], high[layout["alpha"]] = allowed_alpha(layout, alpha)
+    limits = np.finfo(np.float32)  # infinite bounds would draw warnings from the checkers
+    return Box(low.clip(limits.min), high.clip(None, limits.max), dtype=np.float32)
+
+
+def allowed_alpha(layout: Layout, alpha: tuple[float, float]) -> tuple[float, float]:
+    """What an episode may pay for a layer: a price in the range, where that is observed, or any."""
+    low, high = alpha
+    return alpha if "alpha" in layout and low < high else (0.0, np.inf)
 
 
 def write(

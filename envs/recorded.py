@@ -32,7 +32,7 @@ class EarlyExitEnv(EpisodeEnv):
     | `probs` | C | the class probabilities its classifier gives | 0, 1 |
     | `entropy` | 1 | their entropy, divided by log C | 0, 1 |
     | `confidence` | 1 | the largest of them | 0, 1 |
-    | `alpha` | 1 | the price of one layer in this episode | its range |
+    | `alpha` | 1 | the price of one layer in this episode | its range, or 0 up where fixed |
 
     ## Rewards
     0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default minus the
@@ -67,7 +67,7 @@ class EarlyExitEnv(EpisodeEnv):
     ## Infos
     From `reset`: `instance` and `alpha`. When the episode ends: `exit_layer` and `memorized_layer`
     (from 1), `saved_layers` (`1 - exit_layer/L`), `prediction`, `correct` (also as `is_success`,
-    from which Stable-Baselines3 draws the accuracy) and `reward_components` (`quality` and `price`).
+    from which Stable-Baselines3 draws the accuracy) and `reward_components` (`quality`, `price`).
 
     Attributes:
         table: all states and rewards, for agents that use them; see `cee_gym.envs.table.ExitTable`.

@@ -53,9 +53,9 @@ def text(readings: Readings, num_layers: int, has_left: bool) -> str:
 
     >>> readings = Readings(np.array([0.51, 0.97]), np.array([1, 0]), label=0)
     >>> print(text(readings, num_layers=3, has_left=True))
-    layer          1    [2]    3
+    layer           1    [2]   3
     confidence   0.51   0.97   .
-    prediction     1      0    .   label 0
+    prediction      1      0   .   label 0
     """
     run = len(readings.confidence)
     dots = ["."] * (num_layers - run)
@@ -71,7 +71,7 @@ def text(readings: Readings, num_layers: int, has_left: bool) -> str:
     lines = [
         "   ".join(
             [row[0].ljust(widths[0])]
-            + [cell.center(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         ).rstrip()
         for row in rows
     ]

@@ -29,8 +29,8 @@ class ExitTable:
 
     Attributes:
         trace: what it was computed from.
-        observations: float32 `[N, L, D]`, the observation of each state. Where alpha is observed
-            and each episode draws its own, its column holds the lowest.
+        observations: float32 `[N, L, D]`, the observation of each state. Where alpha is observed,
+            its column holds the lowest, and an episode puts its own there.
         quality: float32 `[N, L]`, what leaving achieves.
         price: float32 `[N, L]`, what it costs, in units of alpha.
         memorized_layer: int64 `[N]`, from 1.
@@ -62,9 +62,7 @@ class ExitTable:
     @property
     def alpha_column(self) -> int | None:
         """The column of an observation that each episode sets to its alpha, if there is one."""
-        if "alpha" in self.layout and self.alpha[0] < self.alpha[1]:
-            return int(self.layout["alpha"].start)
-        return None
+        return int(self.layout["alpha"].start) if "alpha" in self.layout else None
 
 
 def open_table(

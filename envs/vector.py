@@ -23,7 +23,7 @@ from cee_gym.envs.episode import (
     check_instances,
     check_options,
 )
-from cee_gym.envs.observation import space_of
+from cee_gym.envs.observation import allowed_alpha, space_of
 from cee_gym.envs.recorded import table_readings
 from cee_gym.envs.table import ExitTable, open_table
 from cee_gym.errors import CeeGymError
@@ -121,7 +121,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         if len(self._rows) <= MOST_VIEWS_KEPT:
             self._views = np.fromiter(self._rows, object, len(self._rows))
         self._alpha_column = self.table.alpha_column
-        self._allowed_alpha = self.alpha_range if "alpha" in self.layout else (0.0, np.inf)
+        self._allowed_alpha = allowed_alpha(self.layout, self.alpha_range)
 
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
@@ -169,7 +169,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         Args:
             seed: a number, from which environment i takes seed + i, or one for each.
             options: `{"reset_mask": bool [n]}` leaves the others as they are; `{"instance": i}`
-                fixes the instances and `{"alpha": a}` the price of one layer, each a number or `[n]`.
+                fixes the instances and `{"alpha": a}` the price of one layer: a number, or `[n]`.
 
         Returns:
             Observations, float32 `[n, D]`, and `instance` and `alpha` as infos.
@@ -346,14 +346,17 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         rows.setflags(write=False)
         return np.fromiter(rows, object, len(states))
 
-    def _spread(self, values: dict[str, Any], envs: Ints) -> dict[str, Any]:
+    def _spread(
+        self, values: dict[str, Any], envs: Ints, mask: Bools | None = None
+    ) -> dict[str, Any]:
         """Infos as `SyncVectorEnv` gives them: 0 for the other environments, a mask beside each."""
-        mask = np.zeros(self.num_envs, dtype=np.bool_)
-        mask[envs] = True
+        if mask is None:
+            mask = np.zeros(self.num_envs, dtype=np.bool_)
+            mask[envs] = True
         infos: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(value, dict):
-                infos[key] = self._spread(value, envs)
+                infos[key] = self._spread(value, envs, mask)
             else:
                 infos[key] = np.zeros(self.num_envs, dtype=value.dtype)
                 infos[key][envs] = value

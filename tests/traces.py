@@ -24,6 +24,22 @@ def write_trace(
     logits = rng.normal(size=(n, num_layers, num_labels)).astype(np.float32)
     lean = np.linspace(0, 2, num_layers, dtype=np.float32)
     logits[np.arange(n), :, labels] += lean
+    states = rng.normal(size=(n, num_layers, width))
+    return write_arrays(path, states, logits, labels, dtype=dtype, split=split, seed=seed)
+
+
+def write_arrays(
+    path: Path,
+    states: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    dtype: str = "float32",
+    split: str = "train",
+    seed: int = 0,
+) -> Trace:
+    """A trace of given states `[N, L, H]`, logits `[N, L, C]` and labels `[N]`."""
+    n, num_layers, width = states.shape
     writer = TraceWriter(
         path=path,
         row_ids=np.array([f"{split}/{row}" for row in range(n)]),
@@ -33,12 +49,12 @@ def write_trace(
         description={
             "task": "made-up",
             "split": split,
-            "labels": [f"class {number}" for number in range(num_labels)],
+            "labels": [f"class {number}" for number in range(logits.shape[2])],
             "backbone": "none",
             "seed": seed,
         },
     )
-    writer.write(np.arange(n), rng.normal(size=(n, num_layers, width)), logits)
+    writer.write(np.arange(n), states, logits.astype(np.float32))
     return writer.publish()
 
 

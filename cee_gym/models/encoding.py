@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cee_gym.errors import BackboneError
+from cee_gym.errors import BackboneError, first_line
 
 Rows = npt.NDArray[np.int64]
 
@@ -21,10 +21,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"no tokenizer at {name_or_path}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(f"no tokenizer at {name_or_path}: {first_line(error)}") from error
 
 
 def encode(

@@ -59,12 +59,12 @@ def make_shell(backbone: PreTrainedModel) -> nn.Module:
         BackboneError: if its list of layers cannot be told.
     """
     *parents, name = _path_of_the_layers(backbone).split(".")
-    shell = _shallow_copy(backbone)
-    module = shell
+    shell = module = _shallow_copy(backbone)
     for parent in parents:
-        module._modules[parent] = _shallow_copy(module._modules[parent])
-        module = module._modules[parent]
-    layers = module._modules[name]
+        twin = _shallow_copy(module.get_submodule(parent))
+        module._modules[parent] = twin
+        module = twin
+    layers = module.get_submodule(name).children()
     module._modules[name] = nn.ModuleList(_Recorder(layer) for layer in layers)
     return shell
 
@@ -89,7 +89,7 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 
 def _path_of_the_layers(backbone: PreTrainedModel) -> str:
-    depth = backbone.config.num_hidden_layers
+    depth = getattr(backbone.config, "num_hidden_layers", None)
     # ALBERT calls the layers of a few groups again and again.
     groups = getattr(backbone.config, "num_hidden_groups", None)
     for path, module in backbone.named_modules():
@@ -99,5 +99,6 @@ def _path_of_the_layers(backbone: PreTrainedModel) -> str:
             if len(module) == groups and path.endswith("groups"):
                 return path
     raise BackboneError(
-        f"{type(backbone).__name__} has no list of {depth} layers: give an encoder of the BERT kind"
+        f"{type(backbone).__name__} has no list of layers to run one after another: "
+        "give an encoder of the BERT kind"
     )

@@ -5,14 +5,15 @@ that can stop after any layer.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from cee_gym.errors import BackboneError
+from cee_gym.errors import BackboneError, first_line
 from cee_gym.models.layers import LayerCall, layer_calls, make_shell
 
 
@@ -22,6 +23,8 @@ class MultiExitConfig(PreTrainedConfig):
     Args:
         backbone_config: the configuration of the encoder, as an object or a dict.
         pooler: `"shared"`, one for all layers as in ConsistentEE, or `"per_layer"`.
+        pooling: what the pooler reads: the hidden state of the `"first"` token, as in ConsistentEE, or the
+            `"mean"` over all tokens.
         exit_dropout: dropout between pooled state and classifier, in training.
         max_tokens: in tokens; longer texts are cut.
         task: the name of the task it was trained for.
@@ -29,12 +32,13 @@ class MultiExitConfig(PreTrainedConfig):
     """
 
     model_type = "cee-gym-multi-exit"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     def __init__(
         self,
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         pooler: Literal["shared", "per_layer"] = "shared",
+        pooling: Literal["first", "mean"] = "first",
         exit_dropout: float = 0.1,
         max_tokens: int = 128,
         task: str | None = None,
@@ -45,6 +49,7 @@ class MultiExitConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         self.backbone_config = backbone_config
         self.pooler = pooler
+        self.pooling = pooling
         self.exit_dropout = exit_dropout
         self.max_tokens = max_tokens
         self.task = task
@@ -67,7 +72,7 @@ class MultiExitOutput(ModelOutput):
 class MultiExitModel(PreTrainedModel):
     """A backbone, poolers and L exit heads.
 
-    The state of layer t is `tanh(W h_t[first token] + b)`; the classifier of layer t reads it through dropout, the
+    The state of layer t is `tanh(W h_t + b)`, h_t being the hidden state of the first token; the classifier of layer t reads it through dropout, the
     policy without (ConsistentEE, section 3). Backbones whose last layer is followed by a norm (ModernBERT) have that
     norm applied to every layer's hidden state first.
 
@@ -93,10 +98,11 @@ class MultiExitModel(PreTrainedModel):
         self.backbone = backbone
         # In a tuple, so that its shared modules are not registered, and saved, a second time.
         self._shell = (make_shell(backbone),)
-        width, depth = config.backbone_config.hidden_size, config.backbone_config.num_hidden_layers
+        width = int(backbone.config.hidden_size)
+        depth = int(backbone.config.num_hidden_layers)
         poolers = depth if config.pooler == "per_layer" else 1
         self.poolers = nn.ModuleList(nn.Linear(width, width) for _ in range(poolers))
-        self.heads = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(depth))
+        self.heads = nn.ModuleList(nn.Linear(width, self.num_labels) for _ in range(depth))
         self.dropout = nn.Dropout(config.exit_dropout)
         self.post_init()
 
@@ -112,6 +118,7 @@ class MultiExitModel(PreTrainedModel):
         labels: tuple[str, ...],
         *,
         pooler: Literal["shared", "per_layer"] = "shared",
+        pooling: Literal["first", "mean"] = "first",
         max_tokens: int = 128,
         task: str | None = None,
         seed: int = 0,
@@ -124,6 +131,8 @@ class MultiExitModel(PreTrainedModel):
             name_or_path: a hub name or a directory.
             labels: the C class names.
             pooler: one for all layers, or one per layer.
+            pooling: of the first token, or the mean over all. Sentence encoders were trained with the mean: the
+                first token of their early layers says next to nothing.
             max_tokens: in tokens; at most what the backbone takes.
             task: recorded in the configuration.
             seed: of the fresh weights.
@@ -132,23 +141,26 @@ class MultiExitModel(PreTrainedModel):
             BackboneError: if it cannot be reached, or its layers cannot be found.
         """
         try:
-            backbone = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            backbone, loaded = AutoModel.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise BackboneError(
-                f"backbone {name_or_path} cannot be loaded ({reason}): give a local directory, run this where the hub "
+                f"backbone {name_or_path} cannot be loaded ({first_line(error)}): give a local directory, run this where the hub "
                 "can be reached, or use an id that is recorded here (cee-gym envs)"
             ) from error
-        limit = getattr(backbone.config, "max_position_embeddings", max_tokens)
         config = MultiExitConfig(
             backbone_config=backbone.config,
             pooler=pooler,
-            max_tokens=min(max_tokens, limit),
+            pooling=pooling,
+            max_tokens=min(max_tokens, _most_tokens(backbone) or max_tokens),
             task=task,
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
         )
         own = getattr(backbone, "pooler", None)
+        if any(name.startswith("pooler.") for name in loaded["missing_keys"]):
+            own = None  # not in the checkpoint: these are random weights that no seed was given for
         own = getattr(own, "dense", own)  # ALBERT's pooler is the linear layer itself
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -156,10 +168,22 @@ class MultiExitModel(PreTrainedModel):
             # post_init leaves modules alone that a loaded backbone brought along; ours are fresh.
             for linear in (*model.poolers, *model.heads):
                 model._init_weights(linear)
+            model._refuse_unless_it_runs()
         if own is not None:
             for linear in model.poolers:
                 linear.load_state_dict(own.state_dict())
         return model
+
+    def _refuse_unless_it_runs(self) -> None:
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                self(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        except Exception as error:  # whatever a backbone of another kind runs into
+            raise BackboneError(
+                f"the layers of {type(self.backbone).__name__} cannot be run one at a time "
+                f"({first_line(error)}): give an encoder of the BERT kind"
+            ) from error
 
     @property
     def num_layers(self) -> int:
@@ -169,12 +193,17 @@ class MultiExitModel(PreTrainedModel):
     @property
     def width(self) -> int:
         """H."""
-        return int(self.heads[0].in_features)
+        return int(self.backbone.config.hidden_size)
 
     @property
     def num_labels(self) -> int:
         """C."""
-        return int(self.config.num_labels)
+        return len(self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """The C class names, in the order of the logits."""
+        return list(dict(self.config.id2label or {}).values())
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
         """Everything the backbone does before its first layer.
@@ -187,22 +216,29 @@ class MultiExitModel(PreTrainedModel):
         """
         return layer_calls(self._shell[0], inputs)
 
-    def exit(self, hidden: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def exit(
+        self, hidden: torch.Tensor, layer: int, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """State and class logits of one layer.
 
         Args:
             hidden: `[B, T, H]`, the output of that layer.
             layer: from 1.
+            attention_mask: `[B, T]`, 0 at padding.
 
         Returns:
             The pooled state `[B, H]` and the logits `[B, C]`.
         """
-        first = hidden[:, 0]
         final_norm = getattr(self.backbone, "final_norm", None)
+        if self.config.pooling == "first":
+            hidden = hidden[:, :1]
+            attention_mask = attention_mask[:, :1]
         if final_norm is not None:
-            first = final_norm(first)
+            hidden = final_norm(hidden)
+        weight = attention_mask[:, :, None].to(hidden.dtype)
+        pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
         pooler = self.poolers[layer - 1] if len(self.poolers) > 1 else self.poolers[0]
-        state = torch.tanh(pooler(first))
+        state = torch.tanh(pooler(pooled))
         return state, self.heads[layer - 1](self.dropout(state))
 
     def forward(self, **inputs: torch.Tensor) -> MultiExitOutput:
@@ -215,6 +251,16 @@ class MultiExitModel(PreTrainedModel):
         exits = []
         for number, layer in enumerate(layers, start=1):
             hidden = layer(hidden)
-            exits.append(self.exit(hidden, number))
+            exits.append(self.exit(hidden, number, inputs["attention_mask"]))
         states, logits = zip(*exits, strict=True)
         return MultiExitOutput(states=torch.stack(states, dim=1), logits=torch.stack(logits, dim=1))
+
+
+def _most_tokens(backbone: PreTrainedModel) -> int | None:
+    """How long a text its positions allow, where they are limited."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from after the number of its padding token.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - before
+    return getattr(backbone.config, "max_position_embeddings", None)

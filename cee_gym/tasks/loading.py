@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
-from cee_gym.errors import DataError
+from cee_gym.errors import DataError, first_line
 from cee_gym.tasks.base import Task
 
 SPLITS = ("train", "dev", "test")
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
+# What datasets says of a csv and of a parquet file that have columns and no rows.
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 def load_splits(task: Task, data: str | None = None) -> dict[str, Dataset]:
@@ -71,7 +73,14 @@ def _read_directory(task: Task, directory: Path) -> Iterator[tuple[str, Dataset]
 def _read_file(task: Task, file: Path) -> Dataset:
     options: dict[str, Any] = {}
     if file.suffix in (".tsv", ".csv"):
-        options = {"encoding": "utf-8-sig", "keep_default_na": False, "na_filter": False}
+        # As text, for a parser that guesses types makes 7 of the text 007.
+        columns = (task.text, task.pair, task.label, *task.other_names)
+        options = {
+            "encoding": "utf-8-sig",
+            "keep_default_na": False,
+            "na_filter": False,
+            "converters": {column: str for column in columns if column},
+        }
     if file.suffix == ".tsv":
         options["sep"] = "\t"
         if not task.quoted:
@@ -89,8 +98,9 @@ def _read_file(task: Task, file: Path) -> Dataset:
     try:
         return reader(str(file), **options)
     except Exception as error:  # datasets wraps every parser's own kind of error in its own
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = first_line(error.__cause__ or error)
+        if any(sign in reason for sign in _NO_ROWS):
+            raise DataError(f"{file} has no rows: the split is empty") from error
         raise DataError(f"{file} cannot be read as {file.suffix[1:]}: {reason}") from error
 
 
@@ -112,8 +122,7 @@ def _read_hub(task: Task, data: str | None) -> tuple[dict[str, Dataset], str]:
     try:
         splits = load_dataset(*source)
     except (ConnectionError, OSError, DatasetNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{where} cannot be loaded ({reason}): {ways_out}") from error
+        raise DataError(f"{where} cannot be loaded ({first_line(error)}): {ways_out}") from error
     names = {"train": ["train"], "test": ["test"], "dev": ["validation", "dev"]}
     if task.dev_split:
         names["dev"].insert(0, task.dev_split)
@@ -140,7 +149,14 @@ def _normalise(task: Task, dataset: Dataset, split: str, where: str) -> Dataset 
     if len(dataset) == 0:
         raise DataError(f"{where}: the split is empty")
     raw = list(dataset[task.label])
-    if split == "test" and set(raw) <= {-1, "-1", ""}:
+    feature = dataset.features[task.label]
+    if isinstance(feature, ClassLabel) and set(feature.names) <= set(task.labels):
+        # Numbers in the source's own order of the classes, which need not be the task's.
+        raw = [
+            feature.names[number] if number in range(len(feature.names)) else number
+            for number in raw
+        ]
+    if split == "test" and all(label in (-1, "-1", "", None) for label in raw):
         return None
     columns: dict[str, list[Any]] = {
         "row_id": [f"{split}/{row}" for row in range(len(dataset))],
@@ -163,8 +179,8 @@ def _texts(dataset: Dataset, column: str, where: str) -> list[str]:
 
 
 def _class_number(task: Task, value: Any, where: str) -> int:
-    if value in task.labels:
-        return task.labels.index(value)
+    if str(value) in task.labels:
+        return task.labels.index(str(value))
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -17,6 +17,7 @@ class RecordConfig:
         calibration: share of train that thresholds are chosen on.
         folds: number of backbones, with `cross_fit`.
         pooler: `shared` by all layers as in the paper, or `per_layer`.
+        pooling: the state is of the `first` token as in the paper, or the `mean` over tokens.
         max_tokens: longer texts are cut.
         states: how recorded states are stored.
         precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
@@ -29,6 +30,7 @@ class RecordConfig:
     calibration: float = 0.15
     folds: int = 3
     pooler: Literal["shared", "per_layer"] = "shared"
+    pooling: Literal["first", "mean"] = "first"
     max_tokens: int = 128
     states: Literal["float16", "float32"] = "float16"
     precision: Literal["no", "bf16"] = "no"

@@ -18,8 +18,8 @@ from cee_gym.models.encoding import EncodedText, Rows
 from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
 from cee_gym.training.losses import loss_per_layer
 
-# From what the model gives for a batch, and its losses [B, L], to the scalar to descend.
-Objective = Callable[[MultiExitOutput, torch.Tensor], torch.Tensor]
+# From what the model gives for a batch, its losses [B, L] and labels [B], to the scalar to descend.
+Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def fit(
     *,
     accelerator: Accelerator,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     name: str,
     logger: Logger | None = None,
 ) -> None:
@@ -66,7 +66,7 @@ def fit(
         config: how long and how fast.
         accelerator: its device and precision are used.
         seed: of batches and dropout.
-        checkpoint: a file for the state after each epoch; removed by the caller.
+        checkpoint: a file for the state after each epoch, removed by the caller; None keeps none.
         name: of the phase, for progress bar and logger.
         logger: takes loss and accuracy per layer after each epoch, under `name/`.
     """
@@ -78,7 +78,7 @@ def fit(
     steps_per_epoch = -(-len(rows) // config.batch_size)
     total = max(1, config.epochs * steps_per_epoch)
     scheduler = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
-    start = _resume(checkpoint, parameters, optimizer)
+    start = 0 if checkpoint is None else _resume(checkpoint, parameters, optimizer)
     for _ in range(start * steps_per_epoch):
         scheduler.step()
     progress = tqdm(
@@ -99,7 +99,7 @@ def fit(
             with accelerator.autocast():
                 output = model(**text.batch(batch, accelerator.device))
             losses = loss_per_layer(output.logits, labels)
-            accelerator.backward(objective(output, losses))
+            accelerator.backward(objective(output, losses, labels))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             optimizer.step()
             scheduler.step()
@@ -107,7 +107,8 @@ def fit(
             correct = output.logits.argmax(dim=2) == labels[:, None]
             seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
             progress.update(len(batch))
-        _save(checkpoint, parameters, optimizer, epoch + 1)
+        if checkpoint is not None:
+            _save(checkpoint, parameters, optimizer, epoch + 1)
         if logger is not None:
             loss, accuracy = (seen / len(rows)).cpu()
             for layer in range(model.num_layers):

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,12 @@ from datasets import Dataset
 from stable_baselines3.common.logger import Logger
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from cee_gym.agents.base import Agent
+from cee_gym.agents.base import Agent, load_agent
+from cee_gym.agents.policy_agent import PerLayerAgent
 from cee_gym.collect import collect, start_trace, write_rows
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.observation import layout_of, width_of, write
-from cee_gym.errors import BackboneError
+from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.models import (
     EncodedText,
     MultiExitConfig,
@@ -36,6 +37,8 @@ from cee_gym.models import (
     MultiExitOutput,
     load_tokenizer,
 )
+from cee_gym.recordings import open_split
+from cee_gym.reward import Reward
 from cee_gym.tasks import Task, load_splits
 from cee_gym.trace import read_out
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
@@ -130,6 +133,7 @@ class Setup:
             self.backbone,
             self.task.labels,
             pooler=self.config.pooler,
+            pooling=self.config.pooling,
             max_tokens=self.config.max_tokens,
             task=self.task.name,
             seed=self.config.seed,
@@ -158,7 +162,9 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
     """
     config = setup.config.warm_up
 
-    def objective(output: MultiExitOutput, losses: torch.Tensor) -> torch.Tensor:
+    def objective(
+        output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         return weighted_joint(losses)
 
     for name in setup.partition.fit:
@@ -166,7 +172,7 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
             setup,
             models / name,
             setup.initial_model,
-            lambda model: objective,
+            objective,
             None if setup.has_heads else config,
             _phase_seed(setup.config.seed, f"warm-up/{name}"),
             f"warm-up/{name}",
@@ -183,8 +189,11 @@ def backbone_phase(
     config: AlternationConfig,
     number: int,
     logger: Logger | None = None,
-) -> None:
-    """Trains every backbone on the cross-entropy at the exit layer only; the policy stays as it is.
+) -> Agent:
+    """Trains every backbone on the cross-entropy at the exit layer only.
+
+    The policy stays as it is, unless the phases are together: then each batch of the deployed backbone first improves
+    the policy on its states. Those are states the backbone is being fitted to; a policy phase on recorded ones follows.
 
     Args:
         setup: the text and how.
@@ -195,13 +204,26 @@ def backbone_phase(
         config: how long, and at which exits.
         number: of the round.
         logger: takes loss and accuracy per layer.
+
+    Returns:
+        The agent, improved where the phases are together.
     """
+    together = config.phases == "together"
+    if together and not isinstance(agent, PerLayerAgent):
+        raise CeeGymError(f"phases together takes reinforce or expected-return, not {agent.name}")
 
-    def objective_for(model: MultiExitModel, seed: int) -> Objective:
+    def objective_for(name: str, seed: int) -> Objective:
         generator = torch.Generator().manual_seed(seed)
+        learns = together and name == DEPLOYED
+        improve = _improver(agent, policy, seed) if learns else None
 
-        def objective(output: MultiExitOutput, losses: torch.Tensor) -> torch.Tensor:
-            observations = observe_output(output, agent, policy, generator)
+        def objective(
+            output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor
+        ) -> torch.Tensor:
+            alpha = draw_alpha(policy, len(labels), generator)
+            observations = observe_output(output, agent, alpha)
+            if improve is not None:
+                improve(observations, output, losses, labels, alpha)
             scores = torch.from_numpy(agent.exit_probabilities(observations)).to(losses)
             if config.backbone_loss == "expected":
                 return over_exits(losses, scores)
@@ -216,25 +238,29 @@ def backbone_phase(
         _train_one(
             setup,
             models / name,
-            lambda name=name: load_model(before / name),
-            lambda model, seed=seed: objective_for(model, seed),
+            partial(load_model, before / name),
+            objective_for(name, seed),
             config.backbone,
             seed,
             label,
             logger,
+            agent if together and name == DEPLOYED else None,
         )
+    return load_agent(models / DEPLOYED / "agent") if together else agent
 
 
 def _train_one(
     setup: Setup,
     target: Path,
     load: Callable[[], MultiExitModel],
-    objective_for: Callable[[MultiExitModel], Objective],
+    objective: Objective,
     config: FitConfig | None,
     seed: int,
     name: str,
     logger: Logger | None,
+    agent: Agent | None = None,
 ) -> None:
+    """Trains one backbone, and with it perhaps an agent, which is then kept beside it."""
     if target.exists():
         return
     checkpoint = target.with_name(f"{target.name}.checkpoint.safetensors")
@@ -244,19 +270,22 @@ def _train_one(
             model,
             setup.text["train"],
             setup.partition.fit[target.name],
-            objective_for(model),
+            objective,
             config,
             accelerator=setup.accelerator,
             seed=seed,
-            checkpoint=checkpoint,
+            # The agent's share of an epoch is in no checkpoint, so such a phase begins anew.
+            checkpoint=checkpoint if agent is None else None,
             name=name,
             logger=logger,
         )
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    setup.tokenizer.save_pretrained(partial)
-    partial.rename(target)
+    unfinished = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    setup.tokenizer.save_pretrained(unfinished)
+    if agent is not None:
+        agent.save(unfinished / "agent")
+    unfinished.rename(target)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -282,8 +311,8 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
     """
     if recording.exists():
         return
-    partial = recording.with_name(f"{recording.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    unfinished = recording.with_name(f"{recording.name}.partial")
+    unfinished.mkdir(parents=True, exist_ok=True)
     shares = setup.partition
     deployed = load_model(models / DEPLOYED).to(setup.accelerator.device)
     for split, source, rows in (
@@ -291,21 +320,21 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         ("dev", "dev", None),
         ("test", "test", None),
     ):
-        if source in setup.splits and not (partial / split).exists():
+        if source in setup.splits and not (unfinished / split).exists():
             collect(
                 deployed,
                 setup.text[source],
                 setup.splits[source],
-                partial / split,
+                unfinished / split,
                 setup.description(split),
                 rows=rows,
                 dtype=setup.config.states,
             )
-    if not (partial / "train").exists():
+    if not (unfinished / "train").exists():
         writer = start_trace(
             deployed,
             setup.splits["train"],
-            partial / "train",
+            unfinished / "train",
             setup.description("train"),
             rows=shares.policy,
             dtype=setup.config.states,
@@ -325,8 +354,8 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
         "traced_by": shares.traced_by,
     }
-    (partial / "recording.json").write_text(json.dumps(description) + "\n")
-    partial.rename(recording)
+    (unfinished / "recording.json").write_text(json.dumps(description) + "\n")
+    unfinished.rename(recording)
 
 
 def policy_env(
@@ -343,43 +372,36 @@ def policy_env(
         split: of the recording.
         memorized_layers: int `[N]`, to be used in place of the trace's own.
     """
-    hardness: object = None if policy.hardness == "none" else policy.hardness
-    env = EarlyExitEnv(
-        trace=str(recording),
+    trace = open_split(recording, split)
+    hardness: str | np.ndarray | None = None if policy.hardness == "none" else policy.hardness
+    if memorized_layers is not None and policy.hardness == "memorized_layer":
+        hardness = 1.0 - memorized_layers / trace.num_layers
+    return EarlyExitEnv(
+        trace=trace,
         split=split,
         alpha=policy.alpha if len(policy.alpha) > 1 else policy.alpha[0],
         hardness=hardness,
         quality=policy.quality,
         observe=policy.observe,
     )
-    if memorized_layers is None or policy.hardness != "memorized_layer":
-        return env
-    return EarlyExitEnv(
-        trace=env.table.trace,
-        split=split,
-        alpha=policy.alpha if len(policy.alpha) > 1 else policy.alpha[0],
-        hardness=1.0 - memorized_layers / env.num_layers,
-        quality=policy.quality,
-        observe=policy.observe,
-    )
 
 
-def observe_output(
-    output: MultiExitOutput, agent: Agent, policy: PolicyConfig, generator: torch.Generator
-) -> np.ndarray:
-    """What an agent observes of a batch that a model has just run, float32 `[B, L, D]`.
+def draw_alpha(policy: PolicyConfig, size: int, generator: torch.Generator) -> np.ndarray:
+    """A price of one layer for each of some instances, float32 `[B, 1]`; where alpha is a range, drawn from it."""
+    low, high = min(policy.alpha), max(policy.alpha)
+    return (low + (high - low) * torch.rand((size, 1), generator=generator)).numpy()
 
-    Where alpha is a range, one is drawn for each instance.
-    """
-    assert output.states is not None and output.logits is not None
+
+def observe_output(output: MultiExitOutput, agent: Agent, alpha: np.ndarray) -> np.ndarray:
+    """What an agent observes of a batch that a model has just run, float32 `[B, L, D]`."""
+    assert output.states is not None
+    assert output.logits is not None
     states = output.states.detach().float().cpu().numpy()
     logits = output.logits.detach().float().cpu().numpy()
     (size, num_layers, width), num_labels = states.shape, logits.shape[2]
     layout = layout_of(agent.observe, num_layers, width, num_labels)
     observations = np.empty((size, num_layers, width_of(layout)), dtype=np.float32)
     readout = read_out(logits, np.zeros(logits.shape[:2], dtype=np.int64))
-    low, high = min(policy.alpha), max(policy.alpha)
-    alpha = low + (high - low) * torch.rand((size, 1, 1), generator=generator).numpy()
     write(
         observations,
         layout,
@@ -389,9 +411,37 @@ def observe_output(
         entropy=readout.entropy,
         confidence=readout.confidence,
         num_labels=num_labels,
-        alpha=alpha,
+        alpha=alpha[:, :, None],
     )
     return observations
+
+
+def _improver(agent: Agent, policy: PolicyConfig, seed: int) -> Callable[..., None]:
+    """A function that takes one step of the policy on a batch of the backbone phase."""
+    assert isinstance(agent, PerLayerAgent)
+    network, optimizer = agent.prepare(agent.layout)
+    rng = np.random.default_rng(seed)
+    reward = Reward(
+        quality=policy.quality, hardness=None if policy.hardness == "none" else policy.hardness
+    )
+
+    def improve(
+        observations: np.ndarray,
+        output: MultiExitOutput,
+        losses: torch.Tensor,
+        labels: torch.Tensor,
+        alpha: np.ndarray,
+    ) -> None:
+        assert output.logits is not None
+        correct = output.logits.argmax(dim=2) == labels[:, None]
+        quality, price = reward.of(losses.detach().cpu().numpy(), correct.cpu().numpy())
+        logits = network(agent.states(torch.from_numpy(observations)))
+        step = agent.estimate(logits, torch.from_numpy(quality - alpha * price), rng)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+
+    return improve
 
 
 def _phase_seed(seed: int, phase: str) -> int:

@@ -142,7 +142,7 @@ class ConsistentEETrainer:
             if number == 0:
                 warm_up(self.setup, models, logger)
             else:
-                backbone_phase(
+                self.agent = backbone_phase(
                     self.setup,
                     before / "models",
                     models,
