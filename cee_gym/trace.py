@@ -351,6 +351,7 @@ class TraceWriter:
 
 def _map(file: Path, dtype: Any, shape: tuple[int, ...], new: bool) -> Array:
     if not new:
+        np.load(file, mmap_mode="r")  # refuses a truncated file; "r+" would fill it up with zeros
         return np.lib.format.open_memmap(file, mode="r+")
     array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
     # A sparse file on a full disk kills the process at the first write; reserving the blocks raises instead.

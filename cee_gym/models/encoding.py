@@ -20,9 +20,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         BackboneError: if there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"no tokenizer at {name_or_path}: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Where weights lie without a vocabulary, transformers makes a tokenizer that knows no word.
+        raise BackboneError(f"no tokenizer at {name_or_path}: there is no vocabulary")
+    return tokenizer
 
 
 def encode(

@@ -149,6 +149,7 @@ class MultiExitModel(PreTrainedModel):
                 f"backbone {name_or_path} cannot be loaded ({first_line(error)}): give a local directory, run this where the hub "
                 "can be reached, or use an id that is recorded here (cee-gym envs)"
             ) from error
+        attention = backbone.config._attn_implementation
         config = MultiExitConfig(
             backbone_config=backbone.config,
             pooler=pooler,
@@ -158,6 +159,8 @@ class MultiExitModel(PreTrainedModel):
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
         )
+        # A new configuration names no implementation yet, and passes that on to the backbone's.
+        config._attn_implementation = attention
         own = getattr(backbone, "pooler", None)
         if any(name.startswith("pooler.") for name in loaded["missing_keys"]):
             own = None  # not in the checkpoint: these are random weights that no seed was given for
@@ -264,3 +267,6 @@ def _most_tokens(backbone: PreTrainedModel) -> int | None:
             before = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - before
     return getattr(backbone.config, "max_position_embeddings", None)
+
+
+AutoConfig.register(MultiExitConfig.model_type, MultiExitConfig)

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from cee_gym.models.encoding import EncodedText, Rows
@@ -77,10 +76,8 @@ def fit(
     )
     steps_per_epoch = -(-len(rows) // config.batch_size)
     total = max(1, config.epochs * steps_per_epoch)
-    scheduler = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))
     start = 0 if checkpoint is None else _resume(checkpoint, parameters, optimizer)
-    for _ in range(start * steps_per_epoch):
-        scheduler.step()
+    step = start * steps_per_epoch
     progress = tqdm(
         total=config.epochs * len(rows),
         initial=start * len(rows),
@@ -101,9 +98,11 @@ def fit(
             losses = loss_per_layer(output.logits, labels)
             accelerator.backward(objective(output, losses, labels))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 - step / total)
             optimizer.step()
-            scheduler.step()
             optimizer.zero_grad()
+            step += 1
             correct = output.logits.argmax(dim=2) == labels[:, None]
             seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
             progress.update(len(batch))

@@ -1,0 +1,161 @@
+"""Fixtures that several test modules share: tiny models, a tiny tokenizer, tiny data, and real data."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from cee_gym.models import MultiExitModel
+
+hypothesis.settings.register_profile("tests", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.load_profile("tests")
+
+WORDS = "the a cat dog sat ran on under mat tree not very good bad is was it and".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_SIZE: dict[str, Any] = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+}
+# Name of the family -> its class of configuration, and how a tiny one is made.
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", _SIZE),
+    "roberta": ("RobertaConfig", _SIZE),
+    "albert": ("AlbertConfig", {**_SIZE, "embedding_size": 8}),
+    "albert-2-groups": (
+        "AlbertConfig",
+        {**_SIZE, "embedding_size": 8, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
+    "electra": ("ElectraConfig", {**_SIZE, "embedding_size": 8, "num_hidden_layers": 5}),
+    "distilbert": (
+        "DistilBertConfig",
+        {
+            "vocab_size": _SIZE["vocab_size"],
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 32,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        {
+            **_SIZE,
+            "num_hidden_layers": 4,
+            "global_attn_every_n_layers": 2,  # so that layers differ in the mask they are given
+            "local_attention": 4,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+        },
+    ),
+}
+
+
+def tiny_config(family: str) -> "PreTrainedConfig":
+    import transformers
+
+    config, settings = _FAMILIES[family]
+    return getattr(transformers, config)(**settings)
+
+
+@pytest.fixture(params=_FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family of encoders in turn."""
+    return request.param
+
+
+@pytest.fixture
+def backbone_config(family: str) -> "PreTrainedConfig":
+    """A tiny configuration of every family of encoders in turn."""
+    return tiny_config(family)
+
+
+def shake(model: Any, seed: int = 0) -> Any:
+    """Moves all weights far from their initial ones, which are so small that all states look alike."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def tiny_model() -> "MultiExitModel":
+    """A BERT of 3 layers, 16 wide, with exits for 2 classes, in eval mode."""
+    from cee_gym.models import MultiExitConfig, MultiExitModel
+
+    labels = {0: "bad", 1: "good"}
+    config = MultiExitConfig(
+        tiny_config("bert"),
+        max_tokens=_SIZE["max_position_embeddings"],
+        id2label=labels,
+        label2id={label: number for number, label in labels.items()},
+    )
+    return shake(MultiExitModel(config)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """Knows a few English words; `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> "Dataset":
+    """24 texts of 1 to 12 words, no two of which are alike, of 2 classes."""
+    import numpy as np
+    from datasets import Dataset
+
+    rng = np.random.default_rng(0)
+    lengths = rng.permutation(np.repeat(np.arange(1, 13), 2))
+    return Dataset.from_dict(
+        {
+            "row_id": [f"train/{row}" for row in range(len(lengths))],
+            "text": [" ".join(rng.permutation(WORDS)[:length]) for length in lengths],
+            "label": rng.integers(2, size=len(lengths)).tolist(),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory with real data and weights; mark what asks for it `real_data`."""
+    path = Path(__file__).parents[2] / "shared"
+    if not (path / "data").is_dir() or not (path / "models").is_dir():
+        pytest.skip(f"no real data and weights at {path}")
+    return path

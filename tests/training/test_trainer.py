@@ -1,0 +1,258 @@
+"""The loop on a tiny model: it runs, resumes, repeats, and keeps its data apart."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cee_gym.agents import ExpectedReturn, Reinforce
+from cee_gym.agents.base import load_agent
+from cee_gym.collect import fingerprint
+from cee_gym.errors import CeeGymError
+from cee_gym.hardness import memorized_layer
+from cee_gym.models import MultiExitModel
+from cee_gym.recordings import open_split
+from cee_gym.tasks import Task
+from cee_gym.training import phases
+from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
+from cee_gym.training.fit import FitConfig
+from cee_gym.training.phases import Setup, load_model, record, warm_up
+from cee_gym.training.trainer import ConsistentEETrainer
+
+WORDS = ["good", "bad", "fine", "poor", "film", "book", "meal", "very"]
+TASK = Task("mood", labels=("negative", "positive"), text="text")
+
+
+def sentences(n: int, split: str, seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(2, size=n)
+    mood = [["bad", "poor"], ["good", "fine"]]
+    texts = [
+        " ".join([*rng.choice(WORDS[4:], rng.integers(1, 5)), rng.choice(mood[y])]) for y in label
+    ]
+    return Dataset.from_dict(
+        {"row_id": [f"{split}/{i}" for i in range(n)], "text": texts, "label": label.tolist()}
+    )
+
+
+@pytest.fixture
+def setup(tiny_model, tiny_tokenizer, tmp_path) -> Setup:
+    backbone = tmp_path / "backbone"
+    tiny_model.backbone.save_pretrained(backbone)
+    tiny_tokenizer.save_pretrained(backbone)
+    config = RecordConfig(
+        max_tokens=16, states="float32", warm_up=FitConfig(epochs=2, learning_rate=3e-3)
+    )
+    splits = {"train": sentences(90, "train", 0), "dev": sentences(40, "dev", 1)}
+    return Setup(TASK, str(backbone), splits, config)
+
+
+POLICY = PolicyConfig(total_timesteps=600)
+
+
+def trainer(setup: Setup, output: Path, **alternation) -> ConsistentEETrainer:
+    return ConsistentEETrainer(
+        Reinforce(batch_size=8, rollouts=4),
+        output,
+        setup=setup,
+        policy=POLICY,
+        alternation=AlternationConfig(
+            backbone=FitConfig(epochs=1, batch_size=16, learning_rate=1e-3), **alternation
+        ),
+    )
+
+
+def outcome(output: Path, number: int) -> tuple[str, dict]:
+    here = output / f"round-{number}"
+    weights = load_agent(here / "agent").policy.state_dict()
+    numbers = {name: tensor.numpy() for name, tensor in weights.items()}
+    return open_split(here / "recording", "dev").fingerprint, numbers
+
+
+def same(a: tuple[str, dict], b: tuple[str, dict]) -> bool:
+    return a[0] == b[0] and all(np.array_equal(a[1][k], b[1][k]) for k in a[1])
+
+
+def test_warm_up_lowers_the_loss_of_every_layer(setup, tmp_path) -> None:
+    longer = FitConfig(epochs=20, batch_size=8, learning_rate=3e-3)
+    setup = replace(setup, config=replace(setup.config, warm_up=longer))
+    warm_up(setup, tmp_path / "models")
+    record(setup, tmp_path / "models", tmp_path / "after")
+    untrained = replace(setup, config=replace(setup.config, warm_up=FitConfig(epochs=0)))
+    warm_up(untrained, tmp_path / "start")
+    record(untrained, tmp_path / "start", tmp_path / "before")
+    before, after = (open_split(tmp_path / name, "dev").loss.mean(0) for name in ("before", "after"))
+    assert (after < before).all()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(setup, tmp_path) -> None:
+    results = [trainer(setup, tmp_path / name, rounds=1).train() for name in ("a", "b")]
+    other = replace(setup, config=replace(setup.config, seed=1))
+    trainer(other, tmp_path / "c", rounds=1).train()
+    a, b, c = (outcome(tmp_path / name, 1) for name in ("a", "b", "c"))
+    assert results[0] == results[1]
+    assert same(a, b)
+    assert not same(a, c)
+
+
+@pytest.mark.parametrize("where", ["fit", "record", "learn", "backbone"])
+@pytest.mark.parametrize("phases_", ["in_turn", "together"])
+def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
+    setup, tmp_path, monkeypatch, where, phases_
+) -> None:
+    trainer(setup, tmp_path / "whole", rounds=1, phases=phases_).train()
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "fit":  # in the middle of the warm-up, after its first epoch
+            from cee_gym.training import fit as module
+
+            saves = []
+            save = module._save
+            patch.setattr(module, "_save", lambda *a: (save(*a), saves.append(1), stop()))
+        elif where == "record":
+            patch.setattr(phases, "write_rows", stop)
+        elif where == "learn":
+            patch.setattr(Reinforce, "learn", stop)
+        else:
+            patch.setattr("cee_gym.training.trainer.backbone_phase", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(setup, tmp_path / "stopped", rounds=1, phases=phases_).train()
+    trainer(setup, tmp_path / "stopped", rounds=1, phases=phases_).train(resume=True)
+    assert same(outcome(tmp_path / "whole", 1), outcome(tmp_path / "stopped", 1))
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(setup, tmp_path) -> None:
+    trainer(setup, tmp_path / "run").train()
+    with pytest.raises(CeeGymError, match="--resume"):
+        trainer(setup, tmp_path / "run").train()
+    with pytest.raises(CeeGymError, match="another alternation"):
+        trainer(setup, tmp_path / "run", rounds=1).train(resume=True)
+
+
+@pytest.mark.parametrize("loss", ["sampled", "expected"])
+@pytest.mark.parametrize("memorized", ["once", "each_round"])
+def test_every_option_of_the_rounds_runs_and_moves_the_backbone(
+    setup, tmp_path, loss, memorized
+) -> None:
+    trainer(
+        setup, tmp_path / "run", rounds=1, backbone_loss=loss, memorized_layer=memorized
+    ).train()
+    before, after = (
+        open_split(tmp_path / "run" / f"round-{n}" / "recording", "dev") for n in (0, 1)
+    )
+    assert before.fingerprint != after.fingerprint
+
+
+def test_memorized_layers_computed_once_are_those_of_the_first_recording(setup, tmp_path) -> None:
+    run = tmp_path / "run"
+    trainer(setup, run, rounds=1, memorized_layer="once").train()
+    first = memorized_layer(open_split(run / "round-0" / "recording", "train").correct)
+    env = phases.policy_env(run / "round-1" / "recording", POLICY, memorized_layers=first)
+    layers = np.arange(1, env.num_layers + 1)
+    expected = (1 - first / env.num_layers)[:, None] * layers
+    np.testing.assert_allclose(env.table.price, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["held_out", "cross_fit", "fitted"])
+def test_recorded_rows_are_kept_apart_as_the_way_says(setup, tmp_path, way) -> None:
+    setup = replace(setup, config=replace(setup.config, policy_data=way, folds=3))
+    warm_up(setup, tmp_path / "models")
+    record(setup, tmp_path / "models", tmp_path / "recording")
+    written = json.loads((tmp_path / "recording" / "recording.json").read_text())
+    ids = {s: list(open_split(tmp_path / "recording", s).row_ids) for s in ("train", "calibration", "dev")}
+    for name, fitted in written["fitted_to"].items():
+        assert not set(fitted) & set(ids["calibration"]), name
+        assert not set(fitted) & set(ids["dev"]), name
+    clean = [
+        row not in written["fitted_to"][name]
+        for row, name in zip(ids["train"], written["traced_by"], strict=True)
+    ]
+    assert not any(clean) if way == "fitted" else all(clean)
+
+
+def test_folds_begin_from_the_same_weights_and_heads(setup) -> None:
+    assert fingerprint(setup.initial_model()) == fingerprint(setup.initial_model())
+
+
+def test_the_cross_fitted_trace_is_what_each_fold_gives_on_its_rows(setup, tmp_path) -> None:
+    setup = replace(setup, config=replace(setup.config, policy_data="cross_fit", folds=2))
+    warm_up(setup, tmp_path / "models")
+    record(setup, tmp_path / "models", tmp_path / "recording")
+    trace = open_split(tmp_path / "recording", "train")
+    shares = setup.partition
+    for name in ("fold-1", "fold-2"):
+        model = load_model(tmp_path / "models" / name).eval()
+        row = shares.traced_by.index(name)
+        output = model(**setup.text["train"].batch(shares.policy[[row]], model.device))
+        np.testing.assert_allclose(trace.states[row], output.states[0].detach().numpy(), atol=1e-5)
+
+
+def test_a_multi_exit_backbone_keeps_its_heads(setup, tmp_path) -> None:
+    warm_up(setup, tmp_path / "models")
+    again = replace(setup, backbone=str(tmp_path / "models" / "deployed"))
+    warm_up(again, tmp_path / "copies")
+    first, second = (MultiExitModel.from_pretrained(tmp_path / d / "deployed") for d in ("models", "copies"))
+    assert fingerprint(first) == fingerprint(second)
+
+
+def test_rounds_without_text_and_backbone_are_refused(setup, tmp_path) -> None:
+    with pytest.raises(CeeGymError, match="--backbone and --data"):
+        ConsistentEETrainer(
+            Reinforce(),
+            tmp_path / "run",
+            recording=tmp_path,
+            alternation=AlternationConfig(rounds=1),
+        )
+
+
+def test_old_backbones_are_dropped_and_the_last_are_kept(setup, tmp_path) -> None:
+    trainer(setup, tmp_path / "run", rounds=1).train()
+    assert not (tmp_path / "run" / "round-0" / "models").exists()
+    assert (tmp_path / "run" / "round-1" / "models" / "deployed" / "model.safetensors").exists()
+    assert not list((tmp_path / "run").rglob("*.checkpoint*"))
+
+
+def test_tensorboard_holds_the_curves(setup, tmp_path) -> None:
+    trainer(setup, tmp_path / "run", rounds=1).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars, histograms = set(events.Tags()["scalars"]), set(events.Tags()["histograms"])
+    assert {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "rollout/success_rate",
+        "exit/regret",
+        "exit/mean_exit_layer",
+        "exit/saved_layers",
+        "exit/accuracy",
+        "warm-up/deployed/loss_layer_01",
+        "warm-up/deployed/accuracy_layer_03",
+        "backbone/deployed/loss_layer_01",
+        "eval/accuracy",
+        "eval/regret",
+        "hparam/accuracy",
+    } <= scalars
+    assert "exit/exit_layer" in histograms
+    regret = [event.value for event in events.Scalars("exit/regret")]
+    assert min(regret) >= -1e-6
+    assert any("hparams" in name for name in events.Tags()["tensors"]) or events.PluginTagToContent(
+        "hparams"
+    )
+
+
+def test_together_takes_an_agent_with_a_network(setup, tmp_path) -> None:
+    run = ConsistentEETrainer(
+        ExpectedReturn(batch_size=8),
+        tmp_path / "run",
+        setup=setup,
+        policy=POLICY,
+        alternation=AlternationConfig(rounds=1, phases="together"),
+    )
+    assert run.train()["agent"] == "expected-return"
