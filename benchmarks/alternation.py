@@ -1,8 +1,12 @@
 """The whole loop on real text: dev accuracy and saved layers before and after alternating, over seeds.
 
     python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR
+
+Goes on where it was stopped, and takes the warm-up from `policy_data.py` where that ran in the same --work directory.
 """
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +56,14 @@ class Args:
 
 def main(args: Args) -> None:
     """Runs all seeds."""
-    import json
-
     task = get_task(args.task)
     seeds: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         output = args.work / f"alternation-{args.task}-{seed}"
+        warmed_up = args.work / f"{args.task}-{args.policy_data}-{seed}"
+        if (warmed_up / "recording").exists() and not output.exists():
+            for name in ("models", "recording"):
+                shutil.copytree(warmed_up / name, output / "round-0" / name)
         setup = Setup.load(
             task,
             str(args.models / BACKBONES[args.task]),

@@ -1,6 +1,6 @@
 """Train the toy BERT on Clauses: twelve layers, a classifier at every one of them.
 
-    python benchmarks/train_toybert.py --output toybert
+    python benchmarks/train_toybert.py --output cee_gym/shipped/EarlyExit-ToyBERT-Clauses/backbone
 
 The aim is a small model that needs its depth: each further reference in a sentence (see
 `cee_gym.tasks.clauses`) should take it about one further layer. Trained directly, such a model
@@ -22,8 +22,6 @@ The loss of the classifiers is the weighted sum `sum_l l * CE_l / sum_l l`, so t
 count for more. Everything is seeded; the same machine gives the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
@@ -37,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from common import write
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -47,6 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from cee_gym.models import MultiExitConfig, MultiExitModel
 from cee_gym.tasks import clauses
 
 LAYERS = 12
@@ -323,6 +322,20 @@ def threshold_check(confidence: FloatArray, right: BoolArray) -> dict[str, float
     }
 
 
+def to_multi_exit(model: MultiExitBert) -> MultiExitModel:
+    """The same model as the library knows it."""
+    config = MultiExitConfig(
+        backbone_config=model.backbone.config,
+        max_tokens=64,
+        task="clauses",
+        id2label=dict(enumerate(clauses.LABELS)),
+        label2id={name: i for i, name in enumerate(clauses.LABELS)},
+    )
+    multi_exit = MultiExitModel(config)
+    multi_exit.load_state_dict(model.state_dict())
+    return multi_exit
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer: one token for each word of the language."""
     tokenizer = Tokenizer(WordLevel(WORD_IDS, unk_token="[UNK]"))
@@ -363,11 +376,9 @@ def main() -> None:
     print(json.dumps(metrics, indent=2))
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, arguments.output / "model.safetensors", metadata={"format": "pt"})
-    model.backbone.config.save_pretrained(arguments.output)
+    to_multi_exit(model).half().save_pretrained(arguments.output)
     build_tokenizer().save_pretrained(arguments.output)
-    (arguments.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write("toybert", metrics)
 
 
 if __name__ == "__main__":

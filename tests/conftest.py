@@ -85,20 +85,14 @@ def backbone_config(family: str) -> "PreTrainedConfig":
     return tiny_config(family)
 
 
-def shake(model: Any, seed: int = 0) -> Any:
-    """Moves all weights far from their initial ones, which are so small that all states look alike."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @pytest.fixture
 def tiny_model() -> "MultiExitModel":
-    """A BERT of 3 layers, 16 wide, with exits for 2 classes, in eval mode."""
+    """A BERT of 3 layers, 16 wide, with exits for 2 classes, in eval mode.
+
+    Its weights are the same every time, and so large that states and layers differ.
+    """
+    import torch
+
     from cee_gym.models import MultiExitConfig, MultiExitModel
 
     labels = {0: "bad", 1: "good"}
@@ -108,7 +102,12 @@ def tiny_model() -> "MultiExitModel":
         id2label=labels,
         label2id={label: number for number, label in labels.items()},
     )
-    return shake(MultiExitModel(config)).eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = MultiExitModel(config)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +131,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 

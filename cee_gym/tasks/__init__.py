@@ -6,11 +6,11 @@ A task of your own is one `Task` and one call of `register`:
 >>> register(Task("polite", labels=("rude", "polite"), text="sentence"))
 """
 
-from cee_gym.tasks import glue, intent
+from cee_gym.tasks import clauses, glue, intent
 from cee_gym.tasks.base import Task, get_task, register, task_names
 from cee_gym.tasks.loading import load_splits
 
-for _task in (*glue.TASKS, *intent.TASKS):
+for _task in (*glue.TASKS, *intent.TASKS, clauses.TASK):
     register(_task)
 
 __all__ = ["Task", "get_task", "load_splits", "register", "task_names"]

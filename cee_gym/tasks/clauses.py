@@ -32,12 +32,12 @@ so many sentences (even of the shortest kind more than ten thousand million) tha
 practically never share one, so splits are disjoint without any filtering.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+
+from cee_gym.tasks.base import Task
 
 LABELS: Final = ("negative", "positive")
 """Names of the two labels, in the order of their numbers."""
@@ -121,7 +121,7 @@ def generate(
     return [_sentence(int(d), max_clauses, turning, rng) for d in difficulties]
 
 
-def sentences(n: int, seed: int) -> dict[str, list[str] | list[int]]:
+def sentences(n: int, seed: int) -> dict[str, list[Any]]:
     """Make sentences as columns of texts, labels and difficulties.
 
     Args:
@@ -137,6 +137,18 @@ def sentences(n: int, seed: int) -> dict[str, list[str] | list[int]]:
         "label": [s.label for s in made],
         "difficulty": [s.difficulty for s in made],
     }
+
+
+SPLITS: Final = {"train": (6000, 0), "dev": (2000, 1)}
+"""Size and seed of each split."""
+
+
+def splits() -> dict[str, dict[str, list[Any]]]:
+    """The splits of the task, as columns, see `sentences`."""
+    return {split: sentences(n, seed) for split, (n, seed) in SPLITS.items()}
+
+
+TASK = Task("clauses", labels=LABELS, text="text", built_in=splits)
 
 
 def _sentence(

@@ -25,7 +25,7 @@ class RecordConfig:
         warm_up: of the weighted joint training before there is a policy.
     """
 
-    policy_data: PolicyData = "held_out"
+    policy_data: PolicyData = "cross_fit"
     held_out: float = 0.3
     calibration: float = 0.15
     folds: int = 3

@@ -2,8 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Barrier, Thread
 from typing import Any
 
@@ -75,19 +73,6 @@ def after_the_last_layer(backbone: PreTrainedModel, hidden: torch.Tensor) -> tor
     return getattr(backbone, "final_norm", nn.Identity())(hidden)
 
 
-@contextmanager
-def counted_layers(backbone: PreTrainedModel) -> Iterator[Counter[nn.Module]]:
-    """How often each layer runs."""
-    counts: Counter[nn.Module] = Counter()
-    layers = {call.layer for call in layer_calls(make_shell(backbone), make_inputs(BERT, 0))[1]}
-    handles = [
-        layer.register_forward_hook(lambda module, *_: counts.update([module])) for layer in layers
-    ]
-    yield counts
-    for handle in handles:
-        handle.remove()
-
-
 BERT = BertConfig(
     vocab_size=24,
     hidden_size=16,
@@ -131,12 +116,14 @@ def test_a_layer_runs_when_it_is_called_and_not_before(
     backbone: PreTrainedModel, inputs: Inputs
 ) -> None:
     shell = make_shell(backbone)
-    with counted_layers(backbone) as counts:
-        hidden, calls = layer_calls(shell, inputs)
-        assert counts.total() == 0
-        for number, call in enumerate(calls, start=1):
-            hidden = call(hidden)
-            assert counts.total() == number
+    counts: Counter[nn.Module] = Counter()
+    for layer in {call.layer for call in layer_calls(shell, inputs)[1]}:
+        layer.register_forward_hook(lambda module, *_: counts.update([module]))
+    hidden, calls = layer_calls(shell, inputs)
+    assert counts.total() == 0
+    for number, call in enumerate(calls, start=1):
+        hidden = call(hidden)
+        assert counts.total() == number
 
 
 def test_the_backbone_itself_is_left_as_it_was(backbone: PreTrainedModel, inputs: Inputs) -> None:

@@ -1,0 +1,35 @@
+# Everything a checkout needs; `make demo` and `make test` work on a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint format clean
+
+demo: .venv/installed
+	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --rounds 1 --output runs/demo --resume
+	$(BIN)/cee-gym evaluate runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow" --doctest-modules cee_gym tests
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest --doctest-modules cee_gym tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy cee_gym
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[contrib,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs
