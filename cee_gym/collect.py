@@ -1,6 +1,7 @@
 """Runs a model over a split and records what it does as a trace."""
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -61,10 +62,12 @@ def start_trace(
     dtype: str,
 ) -> TraceWriter:
     """Begins, or goes on with, the trace of some rows of a split; see `collect`."""
+    picked = data[rows.tolist()]
+    words = json.dumps([picked.get("text"), picked.get("pair")])
     return TraceWriter(
         path,
-        row_ids=np.array(data["row_id"])[rows],
-        labels=np.array(data["label"])[rows],
+        row_ids=np.array(picked["row_id"]),
+        labels=np.array(picked["label"]),
         shape=(model.num_layers, model.width),
         dtype=dtype,
         description={
@@ -72,6 +75,7 @@ def start_trace(
             "labels": model.labels,
             "max_tokens": model.config.max_tokens,
             "model": fingerprint(model),
+            "text": hashlib.sha256(words.encode()).hexdigest()[:16],
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in LIBRARIES},
