@@ -1,19 +1,18 @@
-"""The command line: `cee-gym envs | build | train | evaluate`."""
+"""cee-gym: record a backbone, train an exit policy, evaluate it."""
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 
-T = TypeVar("T")
-Positional = Annotated[T, tyro.conf.Positional]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Build:
         output: where to record to; by default the folder of recordings, $CEE_GYM_HOME.
     """
 
-    id: Positional[str]
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
     backbone: str | None = None
     data: str | None = None
     record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
@@ -122,7 +121,7 @@ class Train:
         record: how to warm up and record.
     """
 
-    id: Positional[str]
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
     agent: str = "reinforce"
     backbone: str | None = None
     data: str | None = None
@@ -169,16 +168,7 @@ class Train:
             alternation=self.alternation,
             metrics=task.metrics,
         )
-        try:
-            results = trainer.train(resume=self.resume)
-        except KeyboardInterrupt:
-            given = [word for word in sys.argv[1:] if word != "--resume"]
-            print(
-                f"\nstopped; what is done is kept. To go on: cee-gym {' '.join(given)} --resume",
-                file=sys.stderr,
-            )
-            raise SystemExit(130) from None
-        print(table(results))
+        print(table(trainer.train(resume=self.resume)))
         print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
 
 
@@ -191,7 +181,7 @@ class Evaluate:
         split: to report on: dev, or test where the recording has one.
     """
 
-    run_directory: Positional[Path]
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     split: Literal["dev", "test"] = "dev"
 
     def run(self) -> None:
@@ -238,19 +228,33 @@ Command = Envs | Build | Train | Evaluate
 def main(args: list[str] | None = None) -> None:
     """Runs a command; an error meant for the user is one line and exit code 2."""
     _quiet()
-    command: Command = tyro.cli(
-        Annotated[Envs, tyro.conf.subcommand("envs")]
-        | Annotated[Build, tyro.conf.subcommand("build")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-        prog="cee-gym",
-        description=__doc__,
-        args=args,
-    )
+    command: Command | None = None
     try:
+        command = tyro.cli(
+            Annotated[Envs, tyro.conf.subcommand("envs")]
+            | Annotated[Build, tyro.conf.subcommand("build")]
+            | Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+            prog="cee-gym",
+            description=__doc__,
+            args=args,
+        )
         command.run()
     except CeeGymError as error:
         print(f"cee-gym: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        words = list(sys.argv[1:] if args is None else args)
+        if isinstance(command, Train) and not command.resume:
+            words.append("--resume")
+        again = f"cee-gym {shlex.join(words)}"
+        print(f"\nstopped; what is done is kept. To go on: {again}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        # Each library that writes a file has its own kind of error for this.
+        if "No space left on device" not in str(error):
+            raise
+        print(f"cee-gym: the disk is full: {error}; what is done is kept", file=sys.stderr)
         raise SystemExit(2) from None
 
 

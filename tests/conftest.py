@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: tiny models, a tiny tokenizer, tiny data, and real data."""
+"""Fixtures that several test modules share: tiny models, tokenizer and data, and real data."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("tests", deadline=None)  # a loaded machine is no failure
 hypothesis.settings.load_profile("tests")
 
-WORDS = "the a cat dog sat ran on under mat tree not very good bad is was it and".split()
+WORDS = ["the", "a", "cat", "dog", "mat", "tree", "sat", "ran", "is", "was"]
+WORDS += ["on", "under", "not", "very", "good", "bad", "it", "and"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _SIZE: dict[str, Any] = {
     "vocab_size": len(SPECIAL) + len(WORDS),

@@ -110,9 +110,7 @@ def test_some_rows_are_recorded_in_the_given_order(
     )
     assert trace.row_ids.tolist() == [f"train/{row}" for row in rows]
     assert trace.labels.tolist() == [tiny_data["label"][row] for row in rows]
-    np.testing.assert_allclose(
-        trace.states, run_one_by_one(tiny_model, text, rows)[0], atol=1e-5
-    )
+    np.testing.assert_allclose(trace.states, run_one_by_one(tiny_model, text, rows)[0], atol=1e-5)
 
 
 def test_the_header_says_what_was_recorded_with_what(
@@ -161,9 +159,10 @@ def interrupt_after(
         done.append(batch)
         write(writer, *batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(TraceWriter, "write", stop)
-        collect(*arguments, **options)
+        with pytest.raises(KeyboardInterrupt):
+            collect(*arguments, **options)
 
 
 def test_a_stopped_recording_goes_on_where_it_was(

@@ -20,7 +20,7 @@ TABLE = [  # correct at layers 1..12, memorized layer
 
 
 def plain_definition(correct: list[bool]) -> int:
-    """The smallest layer from which every classifier up to the last one is right, or else the last."""
+    """The smallest layer from which every classifier up to the last is right, or else the last."""
     depth = len(correct)
     return next((m for m in range(1, depth + 1) if all(correct[m - 1 :])), depth)
 

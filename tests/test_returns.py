@@ -24,7 +24,7 @@ def policies_and_rewards(draw: st.DrawFn) -> tuple[Floats, Floats]:
 
 
 def enumerate_decisions(leave: Floats) -> Floats:
-    """The distribution of the exit layer of one instance, over all 2^(L-1) sequences of decisions."""
+    """How the exit layer of one instance is distributed, over all sequences of decisions."""
     depth = len(leave)
     distribution = np.zeros(depth)
     for decisions in product((True, False), repeat=depth - 1):

@@ -187,7 +187,7 @@ def test_missing_rows_are_known_and_keep_a_trace_from_being_published(tmp_path: 
     writer = start(tmp_path / "trace")
     write_some(writer, [4, 0, 7])
     assert writer.missing.tolist() == [1, 2, 3, 5, 6, 8, 9, 10, 11]
-    with pytest.raises(TraceError, match="9 rows of .* are not written yet"):
+    with pytest.raises(TraceError, match=r"9 rows of .* are not written yet"):
         writer.publish()
     write_some(writer, writer.missing)
     assert len(writer.publish()) == N
@@ -277,9 +277,10 @@ def test_a_recording_killed_while_it_is_published_is_not_lost(
     def kill(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, step, kill)
-        writer.publish()
+        with pytest.raises(KeyboardInterrupt):
+            writer.publish()
     if not (tmp_path / "trace").exists():
         writer = start(tmp_path / "trace")
         assert len(writer.missing) == 0
@@ -306,7 +307,7 @@ def test_an_existing_trace_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="nothing to record at .*: the split is empty"):
+    with pytest.raises(TraceError, match=r"nothing to record at .*: the split is empty"):
         start(tmp_path / "trace", row_ids=np.array([], dtype=str), labels=np.array([], dtype=int))
     assert list(tmp_path.iterdir()) == []
 
@@ -363,7 +364,9 @@ def test_a_full_disk_is_told_before_anything_is_computed(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", no_room)
-        with pytest.raises(TraceError, match="the disk is full: .*trace was not recorded") as caught:
+        with pytest.raises(
+            TraceError, match=r"the disk is full: .*trace was not recorded"
+        ) as caught:
             start(tmp_path / "trace")
     assert one_line(caught.value)
     assert not (tmp_path / "trace").exists()

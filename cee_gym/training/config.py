@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cee_gym.envs.observation import layout_of
+from cee_gym.reward import alpha_range
 from cee_gym.training.fit import FitConfig
 from cee_gym.training.partition import PolicyData
 
@@ -55,6 +57,15 @@ class PolicyConfig:
     quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
     observe: tuple[str, ...] = ("hidden", "layer")
     total_timesteps: int = 300_000
+
+    def __post_init__(self) -> None:
+        alpha_range(self.price)
+        layout_of(self.observe, num_layers=2, width=1, num_labels=2)
+
+    @property
+    def price(self) -> float | tuple[float, ...]:
+        """Alpha as the environments take it."""
+        return self.alpha[0] if len(self.alpha) == 1 else self.alpha
 
 
 @dataclass(frozen=True)

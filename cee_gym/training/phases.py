@@ -38,7 +38,7 @@ from cee_gym.models import (
     load_tokenizer,
 )
 from cee_gym.recordings import open_split
-from cee_gym.reward import Reward
+from cee_gym.reward import Reward, alpha_range
 from cee_gym.tasks import Task, load_splits
 from cee_gym.trace import read_out
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
@@ -379,7 +379,7 @@ def policy_env(
     return EarlyExitEnv(
         trace=trace,
         split=split,
-        alpha=policy.alpha if len(policy.alpha) > 1 else policy.alpha[0],
+        alpha=policy.price,
         hardness=hardness,
         quality=policy.quality,
         observe=policy.observe,
@@ -388,7 +388,7 @@ def policy_env(
 
 def draw_alpha(policy: PolicyConfig, size: int, generator: torch.Generator) -> np.ndarray:
     """A price of one layer for each of some instances, float32 `[B, 1]`; where alpha is a range, drawn from it."""
-    low, high = min(policy.alpha), max(policy.alpha)
+    low, high = alpha_range(policy.price)
     return (low + (high - low) * torch.rand((size, 1), generator=generator)).numpy()
 
 

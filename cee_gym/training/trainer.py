@@ -113,7 +113,7 @@ class ConsistentEETrainer:
     def _claim_output(self, resume: bool) -> None:
         file = self.output / "config.json"
         description = json.loads(json.dumps(self.description()))
-        if file.exists():
+        if any(self.output.glob("round-*")):
             if not resume:
                 raise CeeGymError(
                     f"{self.output} holds a run already: give --resume to go on with it, or another --output"

@@ -67,9 +67,7 @@ def test_a_batch_is_what_the_tokenizer_pads_itself(
     assert batch["input_ids"].shape == (len(rows), text.lengths[rows].max())
 
 
-def test_pairs_are_read_together(
-    pairs: Dataset, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_pairs_are_read_together(pairs: Dataset, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     text = EncodedText(pairs, tiny_tokenizer, max_tokens=40)
     batch = text.batch(np.arange(len(pairs)), CPU)
     assert_equal(batch, dict(tokenized(tiny_tokenizer, pairs)))
@@ -153,6 +151,14 @@ def test_training_batches_hold_rows_of_like_length(text: EncodedText) -> None:
     spent = [padding(text.batches(rows, 4, rng)) for _ in range(50)]
     at_random = [padding(np.split(rng.permutation(rows), 6)) for _ in range(50)]
     assert sum(spent) < 0.6 * sum(at_random)
+
+
+def test_training_batches_come_in_no_order_of_length(text: EncodedText) -> None:
+    rng = np.random.default_rng(0)
+    first = [next(iter(text.batches(np.arange(24), 4, rng))) for _ in range(50)]
+    lengths = [text.lengths[batch].mean() for batch in first]
+    assert min(lengths) < 6
+    assert max(lengths) > 11
 
 
 def test_no_rows_make_no_batches(text: EncodedText) -> None:

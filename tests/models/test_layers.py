@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from itertools import pairwise
 from threading import Barrier, Thread
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_layer_by_layer_equals_the_backbones_own_hidden_states(
     assert len(ours) == len(theirs) == backbone.config.num_hidden_layers + 1
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    for before, after in zip(ours, ours[1:], strict=False):
+    for before, after in pairwise(ours):
         assert not torch.allclose(before, after, atol=1e-2)  # or the test would say nothing
 
 
@@ -148,9 +149,7 @@ def test_the_shell_sees_new_weights(backbone: PreTrainedModel, inputs: Inputs) -
 
 
 @torch.no_grad()
-def test_the_shell_follows_a_change_of_precision(
-    backbone: PreTrainedModel, inputs: Inputs
-) -> None:
+def test_the_shell_follows_a_change_of_precision(backbone: PreTrainedModel, inputs: Inputs) -> None:
     shell = make_shell(backbone)
     single = run(shell, inputs)
     backbone.to(torch.float64)

@@ -178,7 +178,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: MultiExitMo
             model.gradient_checkpointing_enable()
         calls: list[nn.Module] = []
         for layer in model.backbone.encoder.layer:
-            layer.attention.register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+            layer.attention.register_forward_hook(
+                lambda module, *_, calls=calls: calls.append(module)
+            )
         model(**inputs).logits.square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
         runs.append(len(calls))
@@ -288,9 +290,7 @@ def test_a_backbone_in_memory_keeps_its_weights(backbone_config: PreTrainedConfi
 
 
 @pytest.mark.parametrize("pooler", ["shared", "per_layer"])
-def test_poolers_start_from_the_backbones_own(
-    checkpoint: Path, family: str, pooler: Any
-) -> None:
+def test_poolers_start_from_the_backbones_own(checkpoint: Path, family: str, pooler: Any) -> None:
     model = MultiExitModel.from_backbone(str(checkpoint), LABELS, pooler=pooler)
     assert len(model.poolers) == (1 if pooler == "shared" else model.num_layers)
     saved = load_file(checkpoint / "model.safetensors")
@@ -402,9 +402,7 @@ def test_damaged_weights(tmp_path: Path, tiny_model: MultiExitModel, keep: int) 
         ),
     ],
 )
-def test_a_backbone_of_another_kind(
-    tmp_path: Path, config: PreTrainedConfig, message: str
-) -> None:
+def test_a_backbone_of_another_kind(tmp_path: Path, config: PreTrainedConfig, message: str) -> None:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     assert message in refusal(str(tmp_path))
 

@@ -98,7 +98,7 @@ def test_cola_with_a_header_is_read_by_its_names(write: Write) -> None:
 def test_mrpc_has_columns_of_its_own_and_a_byte_order_mark(write: Write) -> None:
     header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
     data = write(
-        train__tsv=header + "1\t70\t71\tHe said \" yes .\tYes , he said .\n",
+        train__tsv=header + '1\t70\t71\tHe said " yes .\tYes , he said .\n',
         dev__tsv="\ufeff" + header + "0\t80\t81\tOne .\tTwo .\n",
         test__tsv="\ufeffindex\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\tA\tB\n",
     )
@@ -452,9 +452,7 @@ def test_splits_of_the_hub_are_found_by_its_names(
 
 def test_a_hub_dataset_without_a_dev_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     train = Dataset.from_dict({"sentence": ["a"], "label": [0]})
-    monkeypatch.setattr(
-        "cee_gym.tasks.loading.load_dataset", lambda *_: DatasetDict(train=train)
-    )
+    monkeypatch.setattr("cee_gym.tasks.loading.load_dataset", lambda *_: DatasetDict(train=train))
     assert "the hub's someone/set has no dev split" in refusal(OPINION, "someone/set")
 
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2")
 
 
 @pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_TASKS", dict(base._TASKS))
-    yield
 
 
 def test_the_tasks_of_the_paper_are_known() -> None:

@@ -1,0 +1,227 @@
+"""The command line end to end, and one clear line with exit code 2 for what is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import cee_gym
+from cee_gym.cli import main
+from tests.traces import write_recording
+
+CLAUSES = "EarlyExit-ToyBERT-Clauses"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CEE_GYM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A few sentences of Clauses as files, so that runs take seconds."""
+    from cee_gym.tasks.clauses import sentences
+
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for split, n, seed in (("train", 120, 5), ("dev", 60, 6)):
+        rows = sentences(n, seed)
+        lines = [
+            json.dumps({"text": text, "label": label})
+            for text, label in zip(rows["text"], rows["label"], strict=True)
+        ]
+        (directory / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+def refused(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("cee-gym: ")
+    return message
+
+
+def test_build_train_evaluate(data, own_home, capsys) -> None:
+    main(["build", CLAUSES, "--data", str(data)])
+    assert f"gym.make('{CLAUSES}')" in capsys.readouterr().out
+    assert gym.make(CLAUSES).reset(seed=0)[0].shape == (64 + 12,)
+    assert not list(own_home.glob("*.build"))
+    main(["envs"])
+    listed = capsys.readouterr().out
+    assert "train 120" not in listed
+    assert "calibration 18, dev 60" in listed
+
+    run = ["train", CLAUSES, "--output", "runs/one", "--total-timesteps", "3000", "--alpha", "0.05"]
+    main(run)
+    out = capsys.readouterr().out
+    for row in ("full depth", "fixed layer 11", "reinforce, p > 1/2", "hindsight"):
+        assert row in out
+    main(["evaluate", "runs/one"])
+    again = capsys.readouterr().out
+    assert out.splitlines()[:10] == again.splitlines()[:10]
+    results = json.loads(Path("runs/one/evaluation.json").read_text())
+    assert results["split"] == "dev"
+    assert results["rows"] == 60
+    assert Path("runs/one/evaluation.png").stat().st_size > 10_000
+    assert "holds a run already" in refused(capsys, *run)
+    assert "holds a recording already" in refused(capsys, "build", CLAUSES, "--data", str(data))
+
+
+def test_policy_and_backbone_in_turn(data, capsys) -> None:
+    run = [
+        *("train", CLAUSES, "--data", str(data), "--rounds", "1", "--output", "runs/turn"),
+        *("--agent", "expected-return", "--total-timesteps", "3000", "--folds", "2"),
+        *("--set", "learning_rate=0.001"),
+    ]
+    main(run)
+    assert "expected-return, p > 1/2" in capsys.readouterr().out
+    assert Path("runs/turn/round-1/models/deployed/model.safetensors").exists()
+    main(["evaluate", "runs/turn"])
+    config = json.loads(Path("runs/turn/config.json").read_text())
+    assert config["hyperparameters"]["learning_rate"] == 0.001
+    assert config["alternation"]["rounds"] == 1
+
+
+def test_the_shipped_benchmark_trains_without_any_weights(capsys) -> None:
+    main(["train", "EarlyExit-BERT-RTE", "--rounds", "0", "--total-timesteps", "2000"])
+    assert "full depth" in capsys.readouterr().out
+    assert Path("runs/EarlyExit-BERT-RTE-reinforce-seed0/round-0/agent/agent.json").exists()
+
+
+def test_a_build_beside_a_shipped_recording_says_how_to_open_it(data, capsys) -> None:
+    main(["build", CLAUSES, "--data", str(data), "--output", "mine"])
+    assert f"gym.make('{CLAUSES}', trace='mine')" in capsys.readouterr().out
+    assert gym.make(CLAUSES, trace="mine", split="dev").unwrapped.num_instances == 60
+
+
+def test_ctrl_c_leaves_a_build_that_goes_on(data, own_home, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("cee_gym.training.phases.write_rows", _interrupt)
+        with pytest.raises(SystemExit) as stop:
+            main(["build", CLAUSES, "--data", str(data)])
+    assert stop.value.code == 130
+    assert "To go on" in capsys.readouterr().err
+    main(["build", CLAUSES, "--data", str(data)])
+    assert gym.make(CLAUSES).unwrapped.num_instances > 0
+    main(["build", CLAUSES, "--data", str(data), "--output", "whole"])
+    here, whole = (
+        cee_gym.Trace.open(Path(path) / "train") for path in (own_home / CLAUSES, "whole")
+    )
+    assert here.fingerprint == whole.fingerprint
+
+
+def _interrupt(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_and_leaves_no_half_trace(data, own_home) -> None:
+    command = [sys.executable, "-m", "cee_gym", "build", CLAUSES]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    partial = own_home / f"{CLAUSES}.build" / "recording.partial"
+    for _ in range(600):
+        if list(partial.glob("*.partial")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (own_home / CLAUSES).exists()
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    trace = cee_gym.Trace.open(own_home / CLAUSES / "train")
+    trace.verify()
+    assert np.isfinite(trace.loss).all()
+
+
+def test_unknown_ids_agents_and_hyper_parameters_name_the_nearest(capsys) -> None:
+    assert "did you mean EarlyExit-BERT-MRPC" in refused(
+        capsys, "build", "EarlyExit-BERT-MRCP", "--backbone", "x"
+    )
+    assert "did you mean reinforce" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--agent", "reinforc"
+    )
+    assert "learning_rate" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--set", "learnin_rate=1"
+    )
+    assert "not of type float" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--set", "learning_rate=fast"
+    )
+    assert "cannot be imported" in refused(capsys, "train", "no_such_module:EarlyExit-BERT-RTE")
+
+
+def test_what_cannot_be_reached_says_the_ways_out(data, capsys) -> None:
+    message = refused(
+        capsys, "build", "EarlyExit-BERT-MRPC", "--backbone", "no-such/model", "--data", str(data)
+    )
+    assert "no column" in message
+    message = refused(capsys, "build", "EarlyExit-BERT-MRPC", "--backbone", "no-such/model")
+    for way in ("--data DIR", "hub can be reached", "cee-gym envs"):
+        assert way in message
+    message = refused(
+        capsys, "build", CLAUSES, "--backbone", "no-such/model", "--data", str(data)
+    )
+    for way in ("local directory", "hub can be reached", "cee-gym envs"):
+        assert way in message
+
+
+def test_rounds_without_backbone_are_refused_with_the_command(capsys) -> None:
+    message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--rounds", "2")
+    assert "--backbone NAME_OR_PATH --data" in message
+
+
+def test_an_unrecorded_benchmark_names_the_command_that_records_it(capsys) -> None:
+    assert "cee-gym build EarlyExit-BERT-QNLI --backbone" in refused(
+        capsys, "train", "EarlyExit-BERT-QNLI"
+    )
+    with pytest.raises(cee_gym.errors.CeeGymError, match="cee-gym build EarlyExit-ToyBERT-Clauses"):
+        gym.make(CLAUSES)
+
+
+def test_numbers_out_of_range_are_refused(capsys) -> None:
+    assert "alpha must be at least 0" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--alpha", "-1"
+    )
+    assert "at least 2" in refused(capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1")
+    assert "did you mean hidden" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--observe", "hiden"
+    )
+
+
+def test_evaluate_names_what_is_missing(tmp_path, capsys) -> None:
+    assert "no run at" in refused(capsys, "evaluate", "nothing")
+    recording = write_recording(tmp_path / "r")
+    main(
+        ["train", "EarlyExit-BERT-RTE", "--trace", str(recording), "--output", "run"]
+        + ["--total-timesteps", "500"]
+    )
+    capsys.readouterr()
+    assert "no split 'test'" in refused(capsys, "evaluate", "run", "--split", "test")
+    file = recording / "dev" / "states.npy"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    assert "checksum" in refused(capsys, "evaluate", "run")
+
+
+def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:
+    backbone = Path(cee_gym.__file__).parent / "shipped" / CLAUSES / "backbone"
+    three = tmp_path / "three"
+    three.mkdir()
+    for split in ("train", "dev"):
+        rows = [f"{i}\tpremise\thypothesis\tneutral" for i in range(30)]
+        text = "index\tpremise\thypothesis\tlabel\n" + "\n".join(rows) + "\n"
+        (three / f"{split}.tsv").write_text(text)
+    message = refused(
+        capsys, "build", "EarlyExit-BERT-MNLI", "--backbone", str(backbone), "--data", str(three)
+    )
+    assert "2 classes" in message

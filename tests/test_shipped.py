@@ -1,0 +1,75 @@
+"""The data in the package: whole, kept apart, and as good as is said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import cee_gym
+from cee_gym.hardness import memorized_layer
+from cee_gym.recordings import find_recording, open_split, shipped_backbone
+from cee_gym.tasks import clauses, get_task, load_splits
+
+RTE = "EarlyExit-BERT-RTE"
+CLAUSES = "EarlyExit-ToyBERT-Clauses"
+SHIPPED = Path(cee_gym.__file__).parent / "shipped"
+
+
+@pytest.mark.parametrize("split", ["train", "calibration", "dev"])
+def test_the_recording_is_whole(split) -> None:
+    open_split(SHIPPED / RTE, split).verify()
+
+
+def test_no_recorded_row_was_fitted_to_and_splits_are_disjoint() -> None:
+    fitted = set(json.loads((SHIPPED / RTE / "recording.json").read_text())["fitted_to"]["deployed"])
+    ids = {s: set(open_split(SHIPPED / RTE, s).row_ids) for s in ("train", "calibration", "dev")}
+    assert not ids["train"] & fitted
+    assert not ids["calibration"] & fitted
+    assert not ids["train"] & ids["calibration"]
+    assert not ids["dev"] & (fitted | ids["train"] | ids["calibration"])
+    assert len(fitted | ids["train"] | ids["calibration"]) == 2490
+    assert len(ids["dev"]) == 277
+
+
+def test_accuracy_is_what_the_results_file_says() -> None:
+    dev = open_split(find_recording(RTE), "dev")
+    results = json.loads((Path(__file__).parents[1] / "benchmarks/results/rte.json").read_text())
+    row = results["seeds"][results["shipped_seed"]]
+    assert row["fingerprint"]["dev"] == dev.fingerprint
+    np.testing.assert_allclose(row["dev_accuracy_per_layer"], dev.correct.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.real_data
+def test_the_labels_are_those_of_the_rows_it_names(shared) -> None:
+    splits = load_splits(get_task("rte"), str(shared / "data" / "rte"))
+    for split in ("train", "calibration", "dev"):
+        trace = open_split(SHIPPED / RTE, split)
+        source = splits["dev" if split == "dev" else "train"]
+        rows = [int(row_id.split("/")[1]) for row_id in trace.row_ids]
+        np.testing.assert_array_equal(np.array(source["label"])[rows], trace.labels)
+
+
+def test_the_toy_needs_its_depth(tmp_path) -> None:
+    """Figures of `benchmarks/results/toybert.json`, checked anew on dev."""
+    from cee_gym.training.config import RecordConfig
+    from cee_gym.training.phases import Setup, record, warm_up
+
+    task = get_task("clauses")
+    setup = Setup.load(task, str(shipped_backbone(CLAUSES)), None, RecordConfig(folds=2))
+    setup.splits["train"] = setup.splits["train"].select(range(30))
+    warm_up(setup, tmp_path / "models")
+    record(setup, tmp_path / "models", tmp_path / "recording")
+    dev = open_split(tmp_path / "recording", "dev")
+    assert len(dev) >= 2000
+    accuracy = dev.correct.mean(axis=0)
+    assert accuracy[-1] >= accuracy[1] + 0.10
+    assert accuracy[-1] > 0.99
+    difficulty = clauses.sentences(*clauses.SPLITS["dev"])["difficulty"]
+    assert spearmanr(memorized_layer(dev.correct), difficulty).statistic >= 0.3
+
+
+def test_the_toys_weights_are_small() -> None:
+    files = [p for p in (SHIPPED / CLAUSES).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 2e6
