@@ -39,7 +39,8 @@ setup(
         "cee_gym.tasks",
         "cee_gym.training",
     ],
-    # The folders beside cee_gym/ are its subpackages; the two links inside it only serve a checkout.
+    # The folders beside cee_gym/ are its subpackages; the two links inside it only serve a
+    # checkout.
     package_dir={"cee_gym.agents": "agents", "cee_gym.envs": "envs"},
     package_data={"cee_gym": ["py.typed", "shipped/**/*"]},
     install_requires=[

@@ -55,8 +55,8 @@ class Agent(ABC):
         """How much the agent is for leaving now, float32 `[n]` in [0, 1]; it leaves above 1/2.
 
         Args:
-            observations: float32 `[n, t, D]`, each row the path of one instance so far. Agents without memory
-                read the last step.
+            observations: float32 `[n, t, D]`, each row the path of one instance so far. Agents
+                without memory read the last step.
         """
 
     @abstractmethod

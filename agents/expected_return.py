@@ -1,7 +1,7 @@
 """The exact policy gradient: no sampling.
 
-With backbone and classifiers fixed early exit is an optimal stopping problem, and the expected return of a policy
-is a finite sum over the L exits of each instance (`cee_gym.returns`):
+With backbone and classifiers fixed early exit is an optimal stopping problem, and the expected
+return of a policy is a finite sum over the L exits of each instance (`cee_gym.returns`):
 
     J = mean_i sum_t P_i(t) R_it,   P_i(t) = p_it * prod_{s<t} (1 - p_is),   p_iL = 1
 

@@ -6,10 +6,12 @@ from torch.nn.functional import gelu, logsigmoid
 
 
 class PerLayerPolicy(nn.Module):
-    """One small network per layer, from a state to the logit of leaving (ConsistentEE, section 3.2).
+    """One small network per layer, from a state to the logit of leaving (ConsistentEE, section
+    3.2).
 
-    Each is `Linear(D, 32) -> GELU -> Linear(32, 1)`, or a single `Linear(D, 1)` with `hidden_width=0`; all layers are
-    computed at once. At the start every exit is equally likely: layer t leaves with probability `1/(L - t + 1)`.
+    Each is `Linear(D, 32) -> GELU -> Linear(32, 1)`, or a single `Linear(D, 1)` with
+    `hidden_width=0`; all layers are computed at once. At the start every exit is equally likely:
+    layer t leaves with probability `1/(L - t + 1)`.
 
     Args:
         width: D.
@@ -40,7 +42,8 @@ class PerLayerPolicy(nn.Module):
 
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
-        # All layers' networks on every state: L small products in one, cheaper than gathering weights by row.
+        # All layers' networks on every state: L small products in one, cheaper than gathering
+        # weights by row.
         logits = self(states[:, None].expand(-1, len(self.bias), -1))
         return logits.gather(1, layer[:, None])[:, 0]
 

@@ -25,7 +25,8 @@ class Step:
 
     Attributes:
         loss: to descend.
-        exits: `[B, L]`, with what probability, or in what share of its rollouts, each instance left at each layer.
+        exits: `[B, L]`, with what probability, or in what share of its rollouts, each instance left
+            at each layer.
         timesteps: decisions it took.
     """
 
@@ -48,7 +49,8 @@ class Played(Step):
 
 
 class PerLayerAgent(Agent):
-    """An agent whose policy is `PerLayerPolicy` over all parts of the observation but `layer`, which picks the network.
+    """An agent whose policy is `PerLayerPolicy` over all parts of the observation but `layer`,
+    which picks the network.
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
@@ -151,10 +153,12 @@ class PerLayerAgent(Agent):
         return self
 
     def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
-        """The policy, made at the first call for observations of this layout, and a fresh optimizer.
+        """The policy, made at the first call for observations of this layout, and a fresh
+        optimizer.
 
         Raises:
-            CeeGymError: if the observations lack a part the policy needs, or differ from those it learned on.
+            CeeGymError: if the observations lack a part the policy needs, or differ from those it
+                learned on.
         """
         if "layer" not in layout or len(layout) < 2:
             raise CeeGymError(

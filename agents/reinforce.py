@@ -1,15 +1,17 @@
 """REINFORCE as in ConsistentEE (Zeng et al., AAAI 2024, section 3.4).
 
-K rollouts of each instance are sampled from the policy; with R_ij the return of rollout j of instance i,
+K rollouts of each instance are sampled from the policy; with R_ij the return of rollout j of
+instance i,
 
     loss = -(1/BK) * sum_ij (R_ij - b_ij) * log P(path_ij)
 
-The paper's baseline `b_ij = mean_j R_ij` includes the rollout itself, which shrinks the expected gradient to (K-1)/K
-of the true one; leaving it out (`leave_one_out`, Kool et al. 2019) removes the bias, and is the default. There is
+The paper's baseline `b_ij = mean_j R_ij` includes the rollout itself, which shrinks the expected
+gradient to (K-1)/K of the true one; leaving it out (`leave_one_out`, Kool et al. 2019) removes the
+bias, and is the default. There is
 no critic, no entropy bonus and no normalisation by the deviation.
 
-In a recorded environment every state of an instance is known, so the policy is evaluated once and the K exits
-are drawn from its exit distribution. In any other, K episodes of each instance are run.
+In a recorded environment every state of an instance is known, so the policy is evaluated once and
+the K exits are drawn from its exit distribution. In any other, K episodes of each instance are run.
 """
 
 from typing import Any, ClassVar, Literal

@@ -76,7 +76,8 @@ def play(
     next_job = 0
     free = np.ones(env.num_envs, dtype=np.bool_)
     while True:
-        # Sub-environments with nothing left to do run on and are not looked at: each must be reset all the same.
+        # Sub-environments with nothing left to do run on and are not looked at: each must be reset
+        # all the same.
         for sub in np.flatnonzero(free):
             job[sub] = next_job if next_job < num_jobs else -1
             row = job[sub] // num_rollouts

@@ -1,8 +1,10 @@
-"""The whole loop on real text: dev accuracy and saved layers before and after alternating, over seeds.
+"""The whole loop on real text: dev accuracy and saved layers before and after alternating, over
+seeds.
 
     python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR
 
-Goes on where it was stopped, and takes the warm-up from `policy_data.py` where that ran in the same --work directory.
+Goes on where it was stopped, and takes the warm-up from `policy_data.py` where that ran in the same
+--work directory.
 """
 
 import json
@@ -100,7 +102,8 @@ def main(args: Args) -> None:
             "learning_rate": args.learning_rate,
             "alpha": args.alpha,
             "mean_over_seeds": [
-                mean([seed["rounds"][number] for seed in seeds]) for number in range(args.rounds + 1)
+                mean([seed["rounds"][number] for seed in seeds])
+                for number in range(args.rounds + 1)
             ],
             "seeds": seeds,
         },

@@ -1,7 +1,9 @@
-"""Which data should the policy learn on: the backbone's own (`fitted`), a held-out part, or cross-fitted traces?
+"""Which data should the policy learn on: the backbone's own (`fitted`), a held-out part, or
+cross-fitted traces?
 
-For every way and seed: warm the backbones up, record, train the policy by exact expected return, and report on text
-that neither saw. Thresholds are chosen on calibration for each level of saved layers. Goes on where it was stopped.
+For every way and seed: warm the backbones up, record, train the policy by exact expected return,
+and report on text that neither saw. Thresholds are chosen on calibration for each level of saved
+layers. Goes on where it was stopped.
 
     python benchmarks/policy_data.py --task mcid --models DIR --data DIR --work DIR
 """
@@ -123,7 +125,9 @@ def measure(recording: Path, split: str) -> dict[str, Any]:
         "best_fixed_return": float(rewards.mean(axis=0).max()),
         "at_half": {"accuracy": at_half.accuracy, "saved_layers": at_half.saved_layers},
         "accuracy_at_level": {
-            str(level): at_level(calibration.trace, trace, scores["calibration"], scores[split], level)
+            str(level): at_level(
+                calibration.trace, trace, scores["calibration"], scores[split], level
+            )
             for level in LEVELS
         },
         "confidence_at_level": {
@@ -137,7 +141,9 @@ def measure(recording: Path, split: str) -> dict[str, Any]:
     }
 
 
-def at_level(calibration: Any, trace: Any, cal_scores: Any, scores: Any, level: float) -> dict[str, float]:
+def at_level(
+    calibration: Any, trace: Any, cal_scores: Any, scores: Any, level: float
+) -> dict[str, float]:
     """Accuracy where the threshold saves at least `level` of the layers on calibration."""
     points = [p for p in accuracy_speed_curve(calibration, cal_scores) if p.saved_layers >= level]
     threshold = min(points, key=lambda p: p.saved_layers).threshold
@@ -166,7 +172,9 @@ def transfer(setup: Setup, here: Path) -> dict[str, Any]:
                 inputs = text.batch(batch, deployed.device)
                 labels = text.labels[batch][:, None]
                 own, other = fold(**inputs), deployed(**inputs)
-                read = torch.stack([h(s) for h, s in zip(fold.heads, other.states.unbind(1), strict=True)], 1)
+                read = torch.stack(
+                    [h(s) for h, s in zip(fold.heads, other.states.unbind(1), strict=True)], 1
+                )
                 correct["own"].append((own.logits.argmax(-1) == labels).float())
                 correct["deployed"].append((read.argmax(-1) == labels).float())
     return {
@@ -182,7 +190,8 @@ def mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "best_fixed_return": float(np.mean([r["best_fixed_return"] for r in rows])),
         "full_depth_accuracy": float(np.mean([r["accuracy_per_layer"][-1] for r in rows])),
         "at_half": {
-            key: float(np.mean([r["at_half"][key] for r in rows])) for key in ("accuracy", "saved_layers")
+            key: float(np.mean([r["at_half"][key] for r in rows]))
+            for key in ("accuracy", "saved_layers")
         },
         **{
             name: {

@@ -1,4 +1,5 @@
-"""The backbone of the shipped recording: how good it is on RTE dev, over seeds, and what a policy does with it.
+"""The backbone of the shipped recording: how good it is on RTE dev, over seeds, and what a policy
+does with it.
 
     python benchmarks/rte.py --models DIR --data DIR --work DIR
 
@@ -81,7 +82,8 @@ def main(args: Args) -> None:
     write(
         "rte",
         {
-            "command": "cee-gym " + " ".join(command(Args(Path("MODELS"), Path("DATA"), Path("WORK")), 1)),
+            "command": "cee-gym "
+            + " ".join(command(Args(Path("MODELS"), Path("DATA"), Path("WORK")), 1)),
             "dev_rows": 277,
             "dev_accuracy_per_layer": {
                 "mean": accuracy.mean(axis=0).round(4).tolist(),

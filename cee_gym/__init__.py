@@ -1,6 +1,8 @@
-"""cee-gym: early exit in language models as a reinforcement-learning problem, after ConsistentEE (AAAI 2024).
+"""cee-gym: early exit in language models as a reinforcement-learning problem, after ConsistentEE
+(AAAI 2024).
 
-Importing it registers the environments with Gymnasium; torch and transformers are imported only when used.
+Importing it registers the environments with Gymnasium; torch and transformers are imported only
+when used.
 """
 
 from importlib import import_module

@@ -14,7 +14,6 @@ from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 
 
-
 @dataclass(frozen=True)
 class Envs:
     """What is registered, what is recorded here, and what would record it."""
@@ -50,12 +49,15 @@ class Envs:
 
 @dataclass(frozen=True)
 class Build:
-    """Warms a backbone up and records it, so that its id can be made without it; goes on where it was stopped.
+    """Warms a backbone up and records it, so that its id can be made without it; goes on where it
+    was stopped.
 
     Attributes:
-        id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours first.
+        id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
+            first.
         backbone: hub name or directory of an encoder.
-        data: a directory with train, dev (or validation) and optionally test, or a hub name; by default the task's own.
+        data: a directory with train, dev (or validation) and optionally test, or a hub name; by
+            default the task's own.
         record: how to warm up and record.
         output: where to record to; by default the folder of recordings, $CEE_GYM_HOME.
     """
@@ -77,6 +79,7 @@ class Build:
         )
         from cee_gym.training.phases import Setup, record, warm_up
 
+        _quiet_transformers()
         id, task_name = _benchmark(self.id)
         target = self.output or home() / id
         if recorded_splits(target):
@@ -111,7 +114,8 @@ class Train:
         id: of the benchmark; MODULE:ID imports a module of yours first.
         agent: reinforce or expected-return.
         backbone: hub name or directory; with it the run warms up and records its own backbone.
-        data: a directory with train, dev and optionally test, or a hub name; by default the task's own.
+        data: a directory with train, dev and optionally test, or a hub name; by default the task's
+            own.
         trace: the recording to train on, if not the benchmark's.
         output: of the run; by default runs/ID-AGENT-seedSEED.
         resume: go on with the run in output.
@@ -142,6 +146,7 @@ class Train:
         from cee_gym.training.phases import Setup
         from cee_gym.training.trainer import ConsistentEETrainer
 
+        _quiet_transformers()
         id, task_name = _benchmark(self.id)
         task = _task(task_name)
         agent = _make_agent(self.agent, self.set, self.record.seed)
@@ -174,7 +179,8 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, exit layers, saved layers and the curve of a run, against fixed layers and the hindsight optimum.
+    """Accuracy, exit layers, saved layers and the curve of a run, against fixed layers and the
+    hindsight optimum.
 
     Attributes:
         run_directory: what train wrote.
@@ -320,6 +326,13 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _quiet_transformers() -> None:
+    """Its bars for reading and writing weights would drown ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _quiet() -> None:

@@ -1,7 +1,7 @@
 """Errors whose message is meant for the person at the keyboard.
 
-The command line prints the message of a `CeeGymError` as one line and leaves with exit code 2. Anything
-else that escapes is a defect of cee-gym and keeps its traceback.
+The command line prints the message of a `CeeGymError` as one line and leaves with exit code 2.
+Anything else that escapes is a defect of cee-gym and keeps its traceback.
 """
 
 

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 
 def memorized_layer(correct: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The smallest layer from which every classifier up to the last one is right (ConsistentEE, section 3.3).
+    """The smallest layer from which every classifier up to the last one is right (ConsistentEE,
+    section 3.3).
 
     Where the last classifier is wrong the instance is never memorized, and the layer is L.
 

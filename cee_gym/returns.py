@@ -1,7 +1,8 @@
 """What a policy earns, in closed form.
 
-With backbone and classifiers fixed, early exit is an optimal stopping problem with L stages: a policy that
-leaves layer t with probability p_t leaves there after all with probability `p_t * prod_{s<t} (1 - p_s)`, and
+With backbone and classifiers fixed, early exit is an optimal stopping problem with L stages: a
+policy that leaves layer t with probability p_t leaves there after all with probability `p_t *
+prod_{s<t} (1 - p_s)`, and
 p_L = 1 because the last exit is forced. Everything else follows by a weighted sum.
 """
 
@@ -15,7 +16,8 @@ def exit_distribution(exit_probabilities: Floats) -> npt.NDArray[np.float64]:
     """The probability of leaving at each layer, float64 `[N, L]`; rows sum to 1.
 
     Args:
-        exit_probabilities: `[N, L]`, the probability of leaving layer t once there. Column L is not read.
+        exit_probabilities: `[N, L]`, the probability of leaving layer t once there. Column L is not
+            read.
 
     >>> exit_distribution(np.array([[0.5, 0.5, 0.0]]))
     array([[0.5 , 0.25, 0.25]])
@@ -41,7 +43,8 @@ def hindsight_return(reward: Floats) -> npt.NDArray[np.float64]:
 
 
 def first_exit(leave: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The exit layer of each instance, int64 `[N]` from 1, given bool `[N, L]` decisions; forced at L.
+    """The exit layer of each instance, int64 `[N]` from 1, given bool `[N, L]` decisions; forced at
+    L.
 
     >>> first_exit(np.array([[False, True, True], [False, False, False]]))
     array([2, 3])

@@ -1,7 +1,8 @@
 """The reward of leaving at each layer, as two tables computed from a trace.
 
-`reward = quality - alpha * price`: quality is what the classifier at that layer achieves, price is what the
-layers up to it cost, weighted by how easy the instance is (ConsistentEE, section 3.2). Keeping the two
+`reward = quality - alpha * price`: quality is what the classifier at that layer achieves, price is
+what the layers up to it cost, weighted by how easy the instance is (ConsistentEE, section 3.2).
+Keeping the two
 apart lets alpha, the price of one layer, change without touching either.
 """
 
@@ -24,10 +25,13 @@ class Reward:
     """How to pay for an exit.
 
     Attributes:
-        quality: `"cross_entropy"`, minus the classifier's loss, or `"correctness"`, 1 where it is right.
-        hardness: the weight of the cost. `"memorized_layer"` is `1 - m/L`, so that an instance the model
-            understands late may go deep for free; `"last_layer_loss"` is `exp(-loss_L)`, the probability that
-            the last layer gives the label; `None` weighs every instance 1; an array `[N]` is taken as it is.
+        quality: `"cross_entropy"`, minus the classifier's loss, or `"correctness"`, 1 where it is
+            right.
+        hardness: the weight of the cost. `"memorized_layer"` is `1 - m/L`, so that an instance the
+            model understands late may go deep for free; `"last_layer_loss"` is `exp(-loss_L)`, the
+            probability that
+            the last layer gives the label; `None` weighs every instance 1; an array `[N]` is taken
+            as it is.
         cost: `"layers"`, t at layer t, or one number per layer `[L]`, cumulative.
     """
 

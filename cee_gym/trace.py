@@ -1,7 +1,8 @@
 """A trace: what a multi-exit model did on one split, on disk and memory-mapped.
 
-A trace is a directory of plain `.npy` arrays and one `header.json`. Nothing in it is pickled. It is written into
-`NAME.partial` and renamed when complete, so a trace that exists is whole; a writer that was killed goes on
+A trace is a directory of plain `.npy` arrays and one `header.json`. Nothing in it is pickled. It is
+written into `NAME.partial` and renamed when complete, so a trace that exists is whole; a writer
+that was killed goes on
 where it was.
 """
 
@@ -80,7 +81,8 @@ class Trace:
                     f"the trace at {path} is damaged: {file.name} holds {array.dtype.str} {list(array.shape)}, "
                     f"its header says {expected['dtype']} {expected['shape']}; record it again"
                 )
-            # Only states can be larger than memory; the rest is read once, so that views of it are plain arrays.
+            # Only states can be larger than memory; the rest is read once, so that views of it are
+            # plain arrays.
             arrays[name] = array if name == "states" else np.array(array)
         if missing := REQUIRED - arrays.keys():
             raise TraceError(f"the trace at {path} has no {', '.join(sorted(missing))}")
@@ -186,8 +188,9 @@ def read_out(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -
 class TraceWriter:
     """Writes a trace straight to disk, rows in any order, and publishes it when all are there.
 
-    A writer for a directory whose `.partial` holds the same description goes on with it: `missing` names the
-    rows still to write. A partial trace with another description is of another recording and is begun anew.
+    A writer for a directory whose `.partial` holds the same description goes on with it: `missing`
+    names the rows still to write. A partial trace with another description is of another recording
+    and is begun anew.
 
     Args:
         path: where the trace is to be; must not exist.
@@ -195,8 +198,8 @@ class TraceWriter:
         labels: integers `[N]`.
         shape: L and H.
         dtype: float16 or float32, of the states.
-        description: task, split, `labels` (the C class names), backbone and whatever else identifies the
-            recording; JSON-able. It becomes part of the header.
+        description: task, split, `labels` (the C class names), backbone and whatever else
+            identifies the recording; JSON-able. It becomes part of the header.
 
     Raises:
         TraceError: if the trace exists, or the disk has no room for it.
@@ -215,6 +218,9 @@ class TraceWriter:
             raise TraceError(f"states are float16 or float32, not {self.dtype}")
         if len(self.row_ids) == 0:
             raise TraceError(f"there is nothing to record at {self.path}: the split is empty")
+        classes = len(self.description["labels"])
+        if not ((self.labels >= 0) & (self.labels < classes)).all():
+            raise TraceError(f"labels of {self.path} must be 0 to {classes - 1}")
         if self.path.exists():
             raise TraceError(f"{self.path} exists already: remove it to record it again")
         self._partial = self.path.with_name(self.path.name + ".partial")
@@ -354,7 +360,8 @@ def _map(file: Path, dtype: Any, shape: tuple[int, ...], new: bool) -> Array:
         np.load(file, mmap_mode="r")  # refuses a truncated file; "r+" would fill it up with zeros
         return np.lib.format.open_memmap(file, mode="r+")
     array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    # A sparse file on a full disk kills the process at the first write; reserving the blocks raises instead.
+    # A sparse file on a full disk kills the process at the first write; reserving the blocks raises
+    # instead.
     if hasattr(os, "posix_fallocate"):
         with file.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)

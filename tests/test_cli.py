@@ -167,9 +167,7 @@ def test_what_cannot_be_reached_says_the_ways_out(data, capsys) -> None:
     message = refused(capsys, "build", "EarlyExit-BERT-MRPC", "--backbone", "no-such/model")
     for way in ("--data DIR", "hub can be reached", "cee-gym envs"):
         assert way in message
-    message = refused(
-        capsys, "build", CLAUSES, "--backbone", "no-such/model", "--data", str(data)
-    )
+    message = refused(capsys, "build", CLAUSES, "--backbone", "no-such/model", "--data", str(data))
     for way in ("local directory", "hub can be reached", "cee-gym envs"):
         assert way in message
 

@@ -116,7 +116,9 @@ def test_importing_is_light_and_quiet() -> None:
         "heavy = {'torch', 'transformers', 'stable_baselines3', 'datasets', 'matplotlib'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 

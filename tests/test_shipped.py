@@ -23,7 +23,9 @@ def test_the_recording_is_whole(split) -> None:
 
 
 def test_no_recorded_row_was_fitted_to_and_splits_are_disjoint() -> None:
-    fitted = set(json.loads((SHIPPED / RTE / "recording.json").read_text())["fitted_to"]["deployed"])
+    fitted = set(
+        json.loads((SHIPPED / RTE / "recording.json").read_text())["fitted_to"]["deployed"]
+    )
     ids = {s: set(open_split(SHIPPED / RTE, s).row_ids) for s in ("train", "calibration", "dev")}
     assert not ids["train"] & fitted
     assert not ids["calibration"] & fitted

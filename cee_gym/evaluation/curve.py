@@ -1,7 +1,8 @@
 """Accuracy against saved layers, for a policy at every threshold.
 
-An agent gives each state a score in [0, 1]; a threshold turns scores into exits. The threshold is chosen on one split
-and reported on another: `choose_threshold` remembers where, and `evaluate` refuses to report there.
+An agent gives each state a score in [0, 1]; a threshold turns scores into exits. The threshold is
+chosen on one split and reported on another: `choose_threshold` remembers where, and `evaluate`
+refuses to report there.
 """
 
 from dataclasses import asdict, dataclass
@@ -124,8 +125,9 @@ def accuracy_speed_curve(
 ) -> list[Point]:
     """The operating points of an agent's scores `[N, L]` at all thresholds, fastest first.
 
-    To look at, not to pick the best from: a point picked here flatters. At most `most_points` thresholds, at
-    quantiles of the scores, and those that never leave early or always leave at once.
+    To look at, not to pick the best from: a point picked here flatters. At most `most_points`
+    thresholds, at quantiles of the scores, and those that never leave early or always leave at
+    once.
     """
     free = scores[:, :-1]
     grid = np.unique(np.quantile(free, np.linspace(0, 1, most_points - 1), method="lower"))

@@ -25,7 +25,8 @@ def report(
 ) -> dict[str, Any]:
     """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
 
-    Thresholds are chosen on calibration and reported on dev. Where alpha is a range the rewards are those at its middle.
+    Thresholds are chosen on calibration and reported on dev. Where alpha is a range the rewards are
+    those at its middle.
 
     Args:
         agent: what decides.
@@ -34,7 +35,8 @@ def report(
         metrics: of the task, the leading one first.
 
     Returns:
-        JSON-able: `full_depth`, `fixed_layers`, `policy`, `hindsight` and `curve` hold points, see `Point`.
+        JSON-able: `full_depth`, `fixed_layers`, `policy`, `hindsight` and `curve` hold points, see
+        `Point`.
 
     Raises:
         CeeGymError: if the agent does not fit the tables.
@@ -77,7 +79,8 @@ def report(
 
 
 def _finite(point: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no infinity: the thresholds that always or never leave early are spelt by a score out of range.
+    # JSON has no infinity: the thresholds that always or never leave early are spelt by a score out
+    # of range.
     if point["threshold"] is not None and not math.isfinite(point["threshold"]):
         point["threshold"] = 2.0 if point["threshold"] > 0 else -1.0
     return point
@@ -132,7 +135,14 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     chosen = list(results["policy"].values())
     axes.plot(*xy(chosen[1:]), "o", color="tab:blue", label="thresholds chosen on calibration")
     axes.plot(*xy(chosen[:1]), "D", color="tab:orange", label="p > 1/2")
-    axes.plot(*xy([results["hindsight"]]), "*", markersize=13, color="tab:green", label="hindsight")
+    axes.plot(
+        *xy([results["hindsight"]]),
+        "*",
+        markersize=13,
+        color="tab:green",
+        zorder=1,
+        label="hindsight",
+    )
     axes.axhline(
         results["full_depth"]["metrics"][metric], color="black", linewidth=0.8, linestyle=":"
     )

@@ -44,7 +44,8 @@ def encode(
         max_tokens: longer rows are cut, the longer text of a pair first.
 
     Returns:
-        The tensors the backbone takes (`input_ids`, `attention_mask` and, for some, `token_type_ids`), int64 `[B, T]`.
+        The tensors the backbone takes (`input_ids`, `attention_mask` and, for some,
+        `token_type_ids`), int64 `[B, T]`.
     """
     return dict(
         tokenizer(
@@ -90,8 +91,8 @@ class EncodedText:
         Args:
             rows: positions `[M]`.
             batch_size: rows a batch; the last may be smaller.
-            rng: for training: mixes rows of similar length, and the order of the batches. Without it the
-                longest rows come first, so that too little memory shows at once.
+            rng: for training: mixes rows of similar length, and the order of the batches. Without
+                it the longest rows come first, so that too little memory shows at once.
         """
         lengths = self.lengths[rows].astype(np.float64)
         if rng is not None:

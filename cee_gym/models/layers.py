@@ -1,9 +1,11 @@
 """Runs the layers of an unmodified encoder one at a time.
 
-A transformers model runs its layers inside its own `forward`, between code that differs from family to family
-(embeddings, masks, positions, which attention a layer uses). To stop between layers without copying any of
-it, a *shell* is made of the model: the same modules, except that each layer is replaced by one that notes how
-it was called and hands its input on. Running the shell gives the calls; making them one by one is the model.
+A transformers model runs its layers inside its own `forward`, between code that differs from family
+to family (embeddings, masks, positions, which attention a layer uses). To stop between layers
+without copying any of
+it, a *shell* is made of the model: the same modules, except that each layer is replaced by one that
+notes how it was called and hands its input on. Running the shell gives the calls; making them one
+by one is the model.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """An unmodified Hugging Face encoder with an exit head at every layer.
 
-Training, recording, the live environment and the runtime all run its layers one at a time, through one path
-that can stop after any layer.
+Training, recording, the live environment and the runtime all run its layers one at a time, through
+one path that can stop after any layer.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class MultiExitConfig(PreTrainedConfig):
     Args:
         backbone_config: the configuration of the encoder, as an object or a dict.
         pooler: `"shared"`, one for all layers as in ConsistentEE, or `"per_layer"`.
-        pooling: what the pooler reads: the hidden state of the `"first"` token, as in ConsistentEE, or the
-            `"mean"` over all tokens.
+        pooling: what the pooler reads: the hidden state of the `"first"` token, as in ConsistentEE,
+            or the `"mean"` over all tokens.
         exit_dropout: dropout between pooled state and classifier, in training.
         max_tokens: in tokens; longer texts are cut.
         task: the name of the task it was trained for.
@@ -72,8 +72,9 @@ class MultiExitOutput(ModelOutput):
 class MultiExitModel(PreTrainedModel):
     """A backbone, poolers and L exit heads.
 
-    The state of layer t is `tanh(W h_t + b)`, h_t being the hidden state of the first token; the classifier of layer t reads it through dropout, the
-    policy without (ConsistentEE, section 3). Backbones whose last layer is followed by a norm (ModernBERT) have that
+    The state of layer t is `tanh(W h_t + b)`, h_t being the hidden state of the first token; the
+    classifier of layer t reads it through dropout, the policy without (ConsistentEE, section 3).
+    Backbones whose last layer is followed by a norm (ModernBERT) have that
     norm applied to every layer's hidden state first.
 
     Attributes:
@@ -131,8 +132,8 @@ class MultiExitModel(PreTrainedModel):
             name_or_path: a hub name or a directory.
             labels: the C class names.
             pooler: one for all layers, or one per layer.
-            pooling: of the first token, or the mean over all. Sentence encoders were trained with the mean: the
-                first token of their early layers says next to nothing.
+            pooling: of the first token, or the mean over all. Sentence encoders were trained with
+                the mean: the first token of their early layers says next to nothing.
             max_tokens: in tokens; at most what the backbone takes.
             task: recorded in the configuration.
             seed: of the fresh weights.
@@ -142,12 +143,16 @@ class MultiExitModel(PreTrainedModel):
         """
         try:
             backbone, loaded = AutoModel.from_pretrained(
-                name_or_path, dtype=torch.float32, output_loading_info=True
+                name_or_path,
+                dtype=torch.float32,
+                use_safetensors=True,  # the other format of weights is a pickle
+                output_loading_info=True,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise BackboneError(
-                f"backbone {name_or_path} cannot be loaded ({first_line(error)}): give a local directory, run this where the hub "
-                "can be reached, or use an id that is recorded here (cee-gym envs)"
+                f"backbone {name_or_path} cannot be loaded ({first_line(error)}): give a local "
+                "directory, run this where the hub can be reached, or use an id that is recorded "
+                "here (cee-gym envs)"
             ) from error
         attention = backbone.config._attn_implementation
         config = MultiExitConfig(
@@ -215,7 +220,8 @@ class MultiExitModel(PreTrainedModel):
             inputs: `input_ids`, `attention_mask` and what else the backbone takes, `[B, T]`.
 
         Returns:
-            The embedding output `[B, T, H]` and L functions, one per layer, from hidden states to hidden states.
+            The embedding output `[B, T, H]` and L functions, one per layer, from hidden states to
+            hidden states.
         """
         return layer_calls(self._shell[0], inputs)
 

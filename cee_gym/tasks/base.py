@@ -19,9 +19,11 @@ class Task:
         text: the column with the text.
         pair: the column with the second text, if there is one.
         label: the column with the class, as a name or a number.
-        metrics: what is reported, the leading one first: `accuracy`, `f1` (of class 1) or `matthews`.
+        metrics: what is reported, the leading one first: `accuracy`, `f1` (of class 1) or
+            `matthews`.
         hub: dataset name and configuration on the Hugging Face hub, or None where it is not there.
-        dev_split: the hub's and the files' name of the dev split, where it is neither dev nor validation.
+        dev_split: the hub's and the files' name of the dev split, where it is neither dev nor
+            validation.
         other_names: column name in some files -> column name above.
         header: the columns of tsv files that have no header line.
         quoted: whether quotation marks in tsv files enclose fields (GLUE's do not).

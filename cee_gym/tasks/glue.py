@@ -1,7 +1,7 @@
 """The classification tasks of GLUE (Wang et al. 2019), from the hub or from its own tsv files.
 
-Its tsv files do not quote; CoLA's have no header, MRPC's have other column names, MNLI has two dev splits, of
-which the matched one is taken. The labels of its test files are hidden.
+Its tsv files do not quote; CoLA's have no header, MRPC's have other column names, MNLI has two dev
+splits, of which the matched one is taken. The labels of its test files are hidden.
 """
 
 from cee_gym.tasks.base import Task

@@ -1,7 +1,7 @@
 """Loads the splits of a task, from the hub or from a directory, into one form.
 
-Every split is a `datasets.Dataset` with the columns `row_id` (str, `"SPLIT/ROW"`), `text` (str), `pair` (str,
-where the task has one) and `label` (int, the class number).
+Every split is a `datasets.Dataset` with the columns `row_id` (str, `"SPLIT/ROW"`), `text` (str),
+`pair` (str, where the task has one) and `label` (int, the class number).
 """
 
 import csv
@@ -26,18 +26,20 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, Dataset]:
 
     Args:
         task: whose text.
-        data: a directory with files named `train`, `dev` (or `validation`) and optionally `test` (tsv, csv, jsonl
-            or parquet), or the name of a hub dataset; None takes the task's own source.
+        data: a directory with files named `train`, `dev` (or `validation`) and optionally `test`
+            (tsv, csv, jsonl or parquet), or the name of a hub dataset; None takes the task's own
+            source.
 
     Raises:
         DataError: if the data cannot be reached, or does not fit the task.
     """
+    directory = None if data is None else Path(data).expanduser()
     if data is None and task.built_in is not None:
         raw = {split: Dataset.from_dict(dict(rows)) for split, rows in task.built_in().items()}
         where = f"built-in task {task.name}"
-    elif data is not None and Path(data).is_dir():
-        raw, where = dict(_read_directory(task, Path(data))), str(data)
-    elif data is not None and (Path(data).exists() or data.startswith((".", "/", "~"))):
+    elif directory is not None and directory.is_dir():
+        raw, where = dict(_read_directory(task, directory)), str(data)
+    elif directory is not None and data and (directory.exists() or data[0] in "./~"):
         raise DataError(f"--data {data}: there is no such directory")
     else:
         raw, where = _read_hub(task, data)

@@ -14,7 +14,8 @@ class RecordConfig:
     """How a backbone is warmed up and recorded.
 
     Attributes:
-        policy_data: which data the policy sees: `held_out`, `cross_fit` or `fitted`; see `cee_gym.training.partition`.
+        policy_data: which data the policy sees: `held_out`, `cross_fit` or `fitted`; see
+            `cee_gym.training.partition`.
         held_out: share of train the policy learns on, with `held_out`.
         calibration: share of train that thresholds are chosen on.
         folds: number of backbones, with `cross_fit`.
@@ -45,7 +46,8 @@ class PolicyConfig:
     """The environment of the policy phase and how long it takes.
 
     Attributes:
-        alpha: the price of one layer: a number, or a range `low high` from which each episode draws.
+        alpha: the price of one layer: a number, or a range `low high` from which each episode
+            draws.
         hardness: the weight of the price: `memorized_layer`, `last_layer_loss` or `none`.
         quality: what an exit achieves: minus the `cross_entropy`, or `correctness`.
         observe: the parts of an observation.
@@ -75,9 +77,11 @@ class AlternationConfig:
     Attributes:
         rounds: how often backbone and policy are trained again; 0 trains a policy only.
         backbone: of a backbone phase.
-        backbone_loss: cross-entropy at the exit the policy draws (`sampled`), or in expectation (`expected`).
+        backbone_loss: cross-entropy at the exit the policy draws (`sampled`), or in expectation
+            (`expected`).
         memorized_layer: computed `once`, from the first recording, or in `each_round`.
-        phases: policy and backbone `in_turn`, or `together` in one phase, followed by a policy phase.
+        phases: policy and backbone `in_turn`, or `together` in one phase, followed by a policy
+            phase.
     """
 
     rounds: int = 0

@@ -23,7 +23,8 @@ Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor], torch.Tensor
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast. AdamW with linear decay and no warm-up steps, as in the paper's scripts.
+    """How long and how fast. AdamW with linear decay and no warm-up steps, as in the paper's
+    scripts.
 
     Attributes:
         epochs: passes over the rows.
@@ -55,7 +56,8 @@ def fit(
 ) -> None:
     """Trains the model in place; goes on after the last complete epoch of a run that was stopped.
 
-    Every epoch draws its batches and dropout from `(seed, epoch)`, so a resumed run equals an uninterrupted one.
+    Every epoch draws its batches and dropout from `(seed, epoch)`, so a resumed run equals an
+    uninterrupted one.
 
     Args:
         model: moved to the accelerator's device.

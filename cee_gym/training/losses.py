@@ -11,7 +11,8 @@ def loss_per_layer(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_joint(losses: torch.Tensor) -> torch.Tensor:
-    """The warm-up objective `sum_l l * CE_l / sum_l l` (Kaya et al. 2019; ConsistentEE, section 3.4).
+    """The warm-up objective `sum_l l * CE_l / sum_l l` (Kaya et al. 2019; ConsistentEE, section
+    3.4).
 
     Args:
         losses: `[B, L]`.

@@ -1,11 +1,12 @@
 """Which rows of train the backbone is fitted to, and which the policy learns on.
 
-A backbone memorises what it is fitted to: there it is right from an early layer on, so both the memorized layer and
-a policy learned there say little about unseen text. Three ways to share out the rows:
+A backbone memorises what it is fitted to: there it is right from an early layer on, so both the
+memorized layer and a policy learned there say little about unseen text. Three ways to share out the
+rows:
 
 - `held_out`: the backbone is fitted to one part, the policy learns on another.
-- `cross_fit`: K backbones from the same weights and heads, each fitted to all but one fold and traced on that fold;
-  the policy learns on all rows, the deployed backbone is fitted to all rows.
+- `cross_fit`: K backbones from the same weights and heads, each fitted to all but one fold and
+  traced on that fold; the policy learns on all rows, the deployed backbone is fitted to all rows.
 - `fitted`: the paper's way, both on the same rows.
 
 In each, a calibration part is set aside that neither sees: thresholds are chosen there.
@@ -28,8 +29,8 @@ class Partition:
     """Positions of rows of the train split.
 
     Attributes:
-        fit: what each backbone is fitted to, by name; `"deployed"` is the one that is used, the others are
-            `"fold-1"` to `"fold-K"`.
+        fit: what each backbone is fitted to, by name; `"deployed"` is the one that is used, the
+            others are `"fold-1"` to `"fold-K"`.
         policy: what the policy learns on.
         traced_by: the name of the backbone that traces each row of `policy`.
         calibration: what thresholds are chosen on.

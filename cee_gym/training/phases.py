@@ -1,12 +1,13 @@
 """The phases of ConsistentEE, each a function from what is on disk to what is on disk.
 
     warm up:   text -> backbones
-    record:    backbones -> traces of train (the rows the policy learns on), calibration, dev and test
+    record:    backbones -> traces of train (the rows the policy learns on), calibration, dev and
+        test
     policy:    traces -> agent
     backbone:  backbones, agent -> backbones
 
-A phase writes into `NAME.partial` and renames when it is done, so what exists is whole, and a run that was
-stopped goes on after the last thing that exists.
+A phase writes into `NAME.partial` and renames when it is done, so what exists is whole, and a run
+that was stopped goes on after the last thing that exists.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -29,7 +31,7 @@ from cee_gym.agents.policy_agent import PerLayerAgent
 from cee_gym.collect import collect, start_trace, write_rows
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.observation import layout_of, width_of, write
-from cee_gym.errors import BackboneError, CeeGymError
+from cee_gym.errors import BackboneError, CeeGymError, first_line
 from cee_gym.models import (
     EncodedText,
     MultiExitConfig,
@@ -53,7 +55,8 @@ class Setup:
 
     Attributes:
         task: whose text.
-        backbone: hub name or path of an encoder, or of a `MultiExitModel`, whose heads are then kept.
+        backbone: hub name or path of an encoder, or of a `MultiExitModel`, whose heads are then
+            kept.
         splits: the text.
         config: how to warm up and record.
     """
@@ -91,10 +94,15 @@ class Setup:
         return load_tokenizer(self.backbone)
 
     @cached_property
+    def max_tokens(self) -> int:
+        """Where texts are cut: as asked for, or at the backbone's own limit."""
+        return self.initial_model().config.max_tokens
+
+    @cached_property
     def text(self) -> dict[str, EncodedText]:
         """The splits in token ids."""
         return {
-            split: EncodedText(data, self.tokenizer, self.config.max_tokens)
+            split: EncodedText(data, self.tokenizer, self.max_tokens)
             for split, data in self.splits.items()
         }
 
@@ -108,10 +116,9 @@ class Setup:
         """Whether the backbone is a `MultiExitModel` already, so that there is nothing to warm up."""
         try:
             return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, ImportError) as error:
             raise BackboneError(
-                f"backbone {self.backbone} cannot be loaded ({reason}): give a local directory, run this where the "
+                f"backbone {self.backbone} cannot be loaded ({first_line(error)}): give a local directory, run this where the "
                 "hub can be reached, or use an id that is recorded here (cee-gym envs)"
             ) from error
 
@@ -192,8 +199,9 @@ def backbone_phase(
 ) -> Agent:
     """Trains every backbone on the cross-entropy at the exit layer only.
 
-    The policy stays as it is, unless the phases are together: then each batch of the deployed backbone first improves
-    the policy on its states. Those are states the backbone is being fitted to; a policy phase on recorded ones follows.
+    The policy stays as it is, unless the phases are together: then each batch of the deployed
+    backbone first improves the policy on its states. Those are states the backbone is being fitted
+    to; a policy phase on recorded ones follows.
 
     Args:
         setup: the text and how.
@@ -297,12 +305,13 @@ def load_model(path: Path) -> MultiExitModel:
     """
     try:
         return MultiExitModel.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"there is no model at {path}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"there is no model at {path}: {first_line(error)}") from error
 
 
 def record(setup: Setup, models: Path, recording: Path) -> None:
-    """Traces what the backbones do on train (the policy's rows), calibration, dev and, where it has labels, test.
+    """Traces what the backbones do on train (the policy's rows), calibration, dev and, where it has
+    labels, test.
 
     Args:
         setup: the text and how.

@@ -20,8 +20,9 @@ from cee_gym.training.phases import Setup, backbone_phase, policy_env, record, w
 class ConsistentEETrainer:
     """Trains a policy, or a policy and its backbone in turn.
 
-    Round 0 warms up the backbone, records it and trains the policy on the recording. Every further round trains the
-    backbone at the exits of the policy, records it again and goes on with the policy. All of it is under `output`:
+    Round 0 warms up the backbone, records it and trains the policy on the recording. Every further
+    round trains the backbone at the exits of the policy, records it again and goes on with the
+    policy. All of it is under `output`:
 
         config.json      what was asked for
         round-R/models   the backbones of the round (the last round's are kept)
@@ -89,7 +90,8 @@ class ConsistentEETrainer:
             The evaluation of the last round on dev, see `cee_gym.evaluation.report.report`.
 
         Raises:
-            CeeGymError: if `output` holds a run and `resume` is not given, or one with other settings.
+            CeeGymError: if `output` holds a run and `resume` is not given, or one with other
+                settings.
         """
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])

@@ -89,7 +89,9 @@ def test_unknown_baseline_is_refused() -> None:
 
 
 @pytest.mark.parametrize("num_envs", [0, 1, 5, 12])
-def test_tables_and_episodes_give_the_same_gradient_for_the_same_uniforms(tmp_path, num_envs) -> None:
+def test_tables_and_episodes_give_the_same_gradient_for_the_same_uniforms(
+    tmp_path, num_envs
+) -> None:
     trace = write_trace(tmp_path / "t", n=6, num_layers=L, width=5)
     if num_envs:
         env = EarlyExitVectorEnv(num_envs, trace=trace, alpha=0.1, autoreset_mode="Disabled")
@@ -112,7 +114,10 @@ def test_tables_and_episodes_give_the_same_gradient_for_the_same_uniforms(tmp_pa
     np.testing.assert_array_equal(episodes.exits, exits.numpy())
     logits = policy(agent.states(torch.from_numpy(episodes.observations)))
     loss = surrogate_loss(
-        logits, torch.from_numpy(episodes.exits), torch.from_numpy(episodes.returns), "leave_one_out"
+        logits,
+        torch.from_numpy(episodes.exits),
+        torch.from_numpy(episodes.returns),
+        "leave_one_out",
     )
     by_episodes = torch.autograd.grad(loss, list(policy.parameters()))
     for a, b in zip(by_table, by_episodes, strict=True):

@@ -43,7 +43,11 @@ def test_cross_fitting_deploys_a_backbone_fitted_to_all_policy_rows() -> None:
 
 def test_shares_are_as_asked_for() -> None:
     shares = partition(1000, "held_out", held_out=0.2, calibration=0.1)
-    assert (len(shares.policy), len(shares.calibration), len(shares.fit["deployed"])) == (200, 100, 700)
+    assert (len(shares.policy), len(shares.calibration), len(shares.fit["deployed"])) == (
+        200,
+        100,
+        700,
+    )
 
 
 def test_too_few_rows_and_unknown_ways_are_refused() -> None:

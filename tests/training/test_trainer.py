@@ -85,7 +85,9 @@ def test_warm_up_lowers_the_loss_of_every_layer(setup, tmp_path) -> None:
     untrained = replace(setup, config=replace(setup.config, warm_up=FitConfig(epochs=0)))
     warm_up(untrained, tmp_path / "start")
     record(untrained, tmp_path / "start", tmp_path / "before")
-    before, after = (open_split(tmp_path / name, "dev").loss.mean(0) for name in ("before", "after"))
+    before, after = (
+        open_split(tmp_path / name, "dev").loss.mean(0) for name in ("before", "after")
+    )
     assert (after < before).all()
 
 
@@ -166,7 +168,10 @@ def test_recorded_rows_are_kept_apart_as_the_way_says(setup, tmp_path, way) -> N
     warm_up(setup, tmp_path / "models")
     record(setup, tmp_path / "models", tmp_path / "recording")
     written = json.loads((tmp_path / "recording" / "recording.json").read_text())
-    ids = {s: list(open_split(tmp_path / "recording", s).row_ids) for s in ("train", "calibration", "dev")}
+    ids = {
+        s: list(open_split(tmp_path / "recording", s).row_ids)
+        for s in ("train", "calibration", "dev")
+    }
     for name, fitted in written["fitted_to"].items():
         assert not set(fitted) & set(ids["calibration"]), name
         assert not set(fitted) & set(ids["dev"]), name
@@ -198,7 +203,9 @@ def test_a_multi_exit_backbone_keeps_its_heads(setup, tmp_path) -> None:
     warm_up(setup, tmp_path / "models")
     again = replace(setup, backbone=str(tmp_path / "models" / "deployed"))
     warm_up(again, tmp_path / "copies")
-    first, second = (MultiExitModel.from_pretrained(tmp_path / d / "deployed") for d in ("models", "copies"))
+    first, second = (
+        MultiExitModel.from_pretrained(tmp_path / d / "deployed") for d in ("models", "copies")
+    )
     assert fingerprint(first) == fingerprint(second)
 
 
