@@ -25,7 +25,9 @@ EXTRAS = {
 setup(
     name="cee-gym",
     version="0.1.0",
-    description="Early exit in language models as a reinforcement-learning problem, after ConsistentEE",
+    description=(
+        "Early exit in language models as a reinforcement-learning problem, after ConsistentEE"
+    ),
     long_description=open("README.md", encoding="utf-8").read(),  # noqa: SIM115
     long_description_content_type="text/markdown",
     license="Apache-2.0",

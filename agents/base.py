@@ -61,7 +61,7 @@ class Agent(ABC):
 
     @abstractmethod
     def exit_probabilities(self, observations: Floats) -> Floats:
-        """`exit_probability` at every layer of whole traces, float32 `[N, L]`, given `[N, L, D]`."""
+        """`exit_probability` at every layer of whole traces, `[N, L]`, given `[N, L, D]`."""
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -153,6 +153,6 @@ def check_layout(agent: Agent, layout: Mapping[str, slice]) -> None:
             for parts in (agent.layout, layout)
         ]
         raise CeeGymError(
-            f"this {agent.name} agent reads {sizes[0]}, but the observations are {sizes[1]}: it was trained on another "
-            "backbone, depth or choice of parts"
+            f"this {agent.name} agent reads {sizes[0]}, but the observations are {sizes[1]}: it "
+            "was trained on another backbone, depth or choice of parts"
         )

@@ -1,4 +1,7 @@
-"""The learning curves every agent of ours records, under the tags Stable-Baselines3 uses where it has them."""
+"""The learning curves every agent of ours records.
+
+Under the tags Stable-Baselines3 uses where it has them.
+"""
 
 import time
 

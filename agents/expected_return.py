@@ -18,7 +18,10 @@ from cee_gym.agents.policy_agent import PerLayerAgent, Step
 
 
 class ExpectedReturn(PerLayerAgent):
-    """Gradient ascent on the exact expected return of a recorded environment, the only kind it learns in."""
+    """Gradient ascent on the exact expected return.
+
+    It learns in recorded environments only.
+    """
 
     name: ClassVar[str] = "expected-return"
 

@@ -6,8 +6,7 @@ from torch.nn.functional import gelu, logsigmoid
 
 
 class PerLayerPolicy(nn.Module):
-    """One small network per layer, from a state to the logit of leaving (ConsistentEE, section
-    3.2).
+    """One small network per layer, from a state to the logit of leaving (ConsistentEE, 3.2).
 
     Each is `Linear(D, 32) -> GELU -> Linear(32, 1)`, or a single `Linear(D, 1)` with
     `hidden_width=0`; all layers are computed at once. At the start every exit is equally likely:

@@ -1,4 +1,4 @@
-"""What the agents with a network per layer share: where it comes from, how it decides, how it is kept."""
+"""What the agents with a network per layer share: how it is made, decides and is kept."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -49,8 +49,9 @@ class Played(Step):
 
 
 class PerLayerAgent(Agent):
-    """An agent whose policy is `PerLayerPolicy` over all parts of the observation but `layer`,
-    which picks the network.
+    """An agent whose policy is `PerLayerPolicy`.
+
+    Its networks read all parts of the observation but `layer`, which picks the network.
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
@@ -106,8 +107,8 @@ class PerLayerAgent(Agent):
             CeeGymError: if the agent cannot learn there.
         """
         raise CeeGymError(
-            f"{self.name} needs all rewards of an instance at once, which {env} does not have: use a "
-            "recorded environment, or the agent 'reinforce'"
+            f"{self.name} needs all rewards of an instance at once, which {env} does not have: use "
+            "a recorded environment, or the agent 'reinforce'"
         )
 
     def learn(
@@ -153,8 +154,7 @@ class PerLayerAgent(Agent):
         return self
 
     def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
-        """The policy, made at the first call for observations of this layout, and a fresh
-        optimizer.
+        """The policy, made at the first call for this layout, and a fresh optimizer.
 
         Raises:
             CeeGymError: if the observations lack a part the policy needs, or differ from those it
@@ -162,8 +162,8 @@ class PerLayerAgent(Agent):
         """
         if "layer" not in layout or len(layout) < 2:
             raise CeeGymError(
-                f"{self.name} has a network per layer: observe 'layer' and at least one other part, not "
-                f"{tuple(layout)}"
+                f"{self.name} has a network per layer: observe 'layer' and at least one other "
+                f"part, not {tuple(layout)}"
             )
         if self.policy is None:
             self.layout = dict(layout)

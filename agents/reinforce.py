@@ -45,8 +45,8 @@ class Reinforce(PerLayerAgent):
         super().__init__(**kwargs)
         if rollouts < 2:
             raise CeeGymError(
-                f"rollouts is {rollouts}: the baseline is the mean of an instance's other rollouts, so it takes at "
-                "least 2"
+                f"rollouts is {rollouts}: the baseline is the mean of an instance's other "
+                "rollouts, so it takes at least 2"
             )
         if baseline not in ("leave_one_out", "mean"):
             raise CeeGymError(f"baseline {baseline!r} is unknown: use 'leave_one_out' or 'mean'")

@@ -57,8 +57,8 @@ def play(
         env = SyncVectorEnv([lambda: scalar], autoreset_mode=AutoresetMode.DISABLED)
     if env.metadata["autoreset_mode"] != AutoresetMode.DISABLED:
         raise CeeGymError(
-            "rollouts of the same instance need a vector environment with autoreset_mode='Disabled', not "
-            f"{env.metadata['autoreset_mode'].value}"
+            "rollouts of the same instance need a vector environment with "
+            f"autoreset_mode='Disabled', not {env.metadata['autoreset_mode'].value}"
         )
     num_instances, num_rollouts, num_layers = uniforms.shape
     (width,) = env.single_observation_space.shape or ()

@@ -1,5 +1,6 @@
-"""The whole loop on real text: dev accuracy and saved layers before and after alternating, over
-seeds.
+"""The whole loop on real text: dev accuracy and saved layers before and after alternating.
+
+Over seeds:
 
     python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR
 

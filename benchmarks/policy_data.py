@@ -1,5 +1,6 @@
-"""Which data should the policy learn on: the backbone's own (`fitted`), a held-out part, or
-cross-fitted traces?
+"""Which data should the policy learn on?
+
+The backbone's own (`fitted`), a held-out part, or cross-fitted traces?
 
 For every way and seed: warm the backbones up, record, train the policy by exact expected return,
 and report on text that neither saw. Thresholds are chosen on calibration for each level of saved
@@ -156,7 +157,10 @@ def at_level(
 
 
 def transfer(setup: Setup, here: Path) -> dict[str, Any]:
-    """Accuracy per layer on calibration of the fold heads, on their own states and on the deployed backbone's."""
+    """Accuracy of the fold heads, per layer, on calibration.
+
+    On their own states and on the deployed backbone's.
+    """
     import torch
 
     deployed = load_model(here / "models" / "deployed").eval()

@@ -1,5 +1,4 @@
-"""The backbone of the shipped recording: how good it is on RTE dev, over seeds, and what a policy
-does with it.
+"""The backbone of the shipped recording on RTE dev, over seeds, and what a policy does with it.
 
     python benchmarks/rte.py --models DIR --data DIR --work DIR
 

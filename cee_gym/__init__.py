@@ -1,8 +1,7 @@
-"""cee-gym: early exit in language models as a reinforcement-learning problem, after ConsistentEE
-(AAAI 2024).
+"""cee-gym: early exit in language models as a reinforcement-learning problem.
 
-Importing it registers the environments with Gymnasium; torch and transformers are imported only
-when used.
+After ConsistentEE (AAAI 2024). Importing it registers the environments with Gymnasium; torch and
+transformers are imported only when used.
 """
 
 from importlib import import_module

@@ -49,8 +49,9 @@ class Envs:
 
 @dataclass(frozen=True)
 class Build:
-    """Warms a backbone up and records it, so that its id can be made without it; goes on where it
-    was stopped.
+    """Warms a backbone up and records it, so that its id can be made without it.
+
+    Goes on where it was stopped.
 
     Attributes:
         id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
@@ -159,8 +160,9 @@ class Train:
             setup = Setup.load(task, str(backbone), self.data, self.record)
         elif self.alternation.rounds:
             raise CeeGymError(
-                f"--rounds {self.alternation.rounds} trains the backbone as well, which takes its weights and text: "
-                f"cee-gym train {id} --rounds {self.alternation.rounds} --backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
+                f"--rounds {self.alternation.rounds} trains the backbone as well, which takes its "
+                f"weights and text: cee-gym train {id} --rounds {self.alternation.rounds} "
+                "--backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
             )
         else:
             recording = self.trace or find_recording(id)
@@ -179,8 +181,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, exit layers, saved layers and the curve of a run, against fixed layers and the
-    hindsight optimum.
+    """Accuracy, exit layers, saved layers and the curve of a run.
+
+    Against fixed layers and the hindsight optimum.
 
     Attributes:
         run_directory: what train wrote.
@@ -224,7 +227,8 @@ class Evaluate:
         write(results, directory, f"{directory.name}, {rounds[-1].name}")
         print(table(results))
         print(
-            f"\ntrace {results['trace']}; {directory / 'evaluation.json'}, {directory / 'evaluation.png'}"
+            f"\ntrace {results['trace']}; {directory / 'evaluation.json'}, "
+            f"{directory / 'evaluation.png'}"
         )
 
 
@@ -265,7 +269,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _benchmark(given: str) -> tuple[str, str]:
-    """The id and the name of its task; `MODULE:ID` imports the module, which registers them, first."""
+    """The id and the name of its task; `MODULE:ID` first imports the module that registers it."""
     from importlib import import_module
 
     from cee_gym.envs.registration import BENCHMARKS
@@ -321,8 +325,8 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
         if before != settings:
             changed = [key for key in settings if before.get(key) != settings[key]]
             raise CeeGymError(
-                f"{file.parent} holds a build begun with another {', '.join(changed)}: repeat its settings "
-                f"({file.name}), or remove it"
+                f"{file.parent} holds a build begun with another {', '.join(changed)}: repeat its "
+                f"settings ({file.name}), or remove it"
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=1) + "\n")

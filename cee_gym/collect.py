@@ -31,8 +31,9 @@ def collect(
     dtype: str = "float16",
     batch_size: int = 64,
 ) -> Trace:
-    """Records some rows of a split; goes on where a killed recording of the same rows by the same
-    model stopped.
+    """Records some rows of a split.
+
+    Goes on where a killed recording of the same rows by the same model stopped.
 
     Args:
         model: run in eval mode on its own device.

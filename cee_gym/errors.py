@@ -26,9 +26,9 @@ class MissingExtraError(CeeGymError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing.
+    r"""The first line of what an error says, or its kind where it says nothing.
 
-    >>> first_line(OSError("no such file\\ntry another"))
+    >>> first_line(OSError("no such file\ntry another"))
     'no such file'
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

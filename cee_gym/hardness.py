@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 
 def memorized_layer(correct: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The smallest layer from which every classifier up to the last one is right (ConsistentEE,
-    section 3.3).
+    """The smallest layer from which every classifier up to the last one is right.
 
-    Where the last classifier is wrong the instance is never memorized, and the layer is L.
+    ConsistentEE, section 3.3. Where the last classifier is wrong the instance is never memorized,
+    and the layer is L.
 
     Args:
         correct: bool `[N, L]`, whether the classifier at each layer is right about each instance.

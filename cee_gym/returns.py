@@ -43,8 +43,9 @@ def hindsight_return(reward: Floats) -> npt.NDArray[np.float64]:
 
 
 def first_exit(leave: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The exit layer of each instance, int64 `[N]` from 1, given bool `[N, L]` decisions; forced at
-    L.
+    """The exit layer of each instance, int64 `[N]` from 1, given bool `[N, L]` decisions.
+
+    At L it is forced.
 
     >>> first_exit(np.array([[False, True, True], [False, False, False]]))
     array([2, 3])

@@ -51,8 +51,8 @@ class Reward:
             "last_layer_loss",
         ):
             raise CeeGymError(
-                f"hardness {self.hardness!r} is unknown: use 'memorized_layer', 'last_layer_loss', None "
-                "or an array [N]"
+                f"hardness {self.hardness!r} is unknown: use 'memorized_layer', "
+                "'last_layer_loss', None or an array [N]"
             )
         if isinstance(self.cost, str) and self.cost != "layers":
             raise CeeGymError(
@@ -110,7 +110,8 @@ class Reward:
         weight = _numbers(self.hardness)
         if weight.shape != (num_instances,) or not np.isfinite(weight).all():
             raise CeeGymError(
-                f"hardness must be {num_instances} finite numbers, one per instance, got shape {weight.shape}"
+                f"hardness must be {num_instances} finite numbers, one per instance, got shape "
+                f"{weight.shape}"
             )
         return weight
 

@@ -74,12 +74,14 @@ class Trace:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise TraceError(
-                    f"the trace at {path} is damaged: {file.name} cannot be read ({error}); record it again"
+                    f"the trace at {path} is damaged: {file.name} cannot be read ({error}); "
+                    "record it again"
                 ) from None
             if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
                 raise TraceError(
-                    f"the trace at {path} is damaged: {file.name} holds {array.dtype.str} {list(array.shape)}, "
-                    f"its header says {expected['dtype']} {expected['shape']}; record it again"
+                    f"the trace at {path} is damaged: {file.name} holds {array.dtype.str} "
+                    f"{list(array.shape)}, its header says {expected['dtype']} "
+                    f"{expected['shape']}; record it again"
                 )
             # Only states can be larger than memory; the rest is read once, so that views of it are
             # plain arrays.
@@ -151,7 +153,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class Readout:
-    """What a classifier says, `[..., C]` logits read against `[...]` labels; see `Trace` for the meanings."""
+    """What a classifier says, `[..., C]` logits read against `[...]` labels.
+
+    See `Trace` for the meanings.
+    """
 
     loss: npt.NDArray[np.float32]
     prediction: npt.NDArray[np.int32]
@@ -394,8 +399,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise TraceError(f"{path} is not a cee-gym trace")
     if header.get("version") != VERSION:
         raise TraceError(
-            f"the trace at {path} is of version {header.get('version')}, this cee-gym reads version "
-            f"{VERSION}: record it again, or install the cee-gym that wrote it"
+            f"the trace at {path} is of version {header.get('version')}, this cee-gym reads "
+            f"version {VERSION}: record it again, or install the cee-gym that wrote it"
         )
     whole = all(key in header for key in ("arrays", "labels", "fingerprint", "task", "split"))
     if not whole or not _describes_arrays(header["arrays"]):

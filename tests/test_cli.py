@@ -198,10 +198,7 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
 def test_evaluate_names_what_is_missing(tmp_path, capsys) -> None:
     assert "no run at" in refused(capsys, "evaluate", "nothing")
     recording = write_recording(tmp_path / "r")
-    main(
-        ["train", "EarlyExit-BERT-RTE", "--trace", str(recording), "--output", "run"]
-        + ["--total-timesteps", "500"]
-    )
+    main(f"train EarlyExit-BERT-RTE --trace {recording} --output run --total-timesteps 500".split())
     capsys.readouterr()
     assert "no split 'test'" in refused(capsys, "evaluate", "run", "--split", "test")
     file = recording / "dev" / "states.npy"

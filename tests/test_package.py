@@ -1,4 +1,4 @@
-"""What is installed: the same import names however it is installed, and nothing that is not needed."""
+"""What is installed: the same import names by every way, and nothing that is not needed."""
 
 import importlib.util
 import subprocess

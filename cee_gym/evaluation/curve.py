@@ -104,8 +104,8 @@ def evaluate_at(
     """
     if threshold.chosen_on == trace.fingerprint:
         raise CeeGymError(
-            f"the threshold {threshold.value:.4f} was chosen on this split ({trace.header['split']}): choose it on "
-            "another one, since here it flatters"
+            f"the threshold {threshold.value:.4f} was chosen on this split "
+            f"({trace.header['split']}): choose it on another one, since here it flatters"
         )
     return evaluate(
         trace,
@@ -172,5 +172,8 @@ def fixed_layers(
 
 
 def hindsight(trace: Trace, rewards: Floats, *, metrics: tuple[str, ...] = ("accuracy",)) -> Point:
-    """Leaving each instance where its reward is highest, which takes its label to know: a bound, not a policy."""
+    """Leaving each instance where its reward is highest.
+
+    It takes the label to know where: a bound, not a policy.
+    """
     return evaluate(trace, rewards.argmax(axis=1) + 1, metrics=metrics, rewards=rewards)

@@ -18,5 +18,8 @@ def score(
     labels: npt.NDArray[np.integer],
     predictions: npt.NDArray[np.integer],
 ) -> dict[str, float]:
-    """The metrics of `[N]` predictions against `[N]` labels, by name, each in [0, 1] (Matthews in [-1, 1])."""
+    """The metrics of `[N]` predictions against `[N]` labels, by name.
+
+    Each is in [0, 1] (Matthews in [-1, 1]).
+    """
     return {name: float(_METRICS[name](labels, predictions)) for name in metrics}

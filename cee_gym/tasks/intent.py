@@ -1,4 +1,7 @@
-"""Intent and topic classification of short texts with many classes; neither set has an official hub name."""
+"""Intent and topic classification of short texts with many classes.
+
+Neither set has an official hub name.
+"""
 
 from cee_gym.tasks.base import Task
 

@@ -46,8 +46,8 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, Dataset]:
     for split in ("train", "dev"):
         if split not in raw:
             raise DataError(
-                f"{where} has no {split} split: a data directory holds train, dev (or validation) and optionally "
-                f"test, as {', '.join(FORMATS)}"
+                f"{where} has no {split} split: a data directory holds train, dev (or validation) "
+                f"and optionally test, as {', '.join(FORMATS)}"
             )
     splits = {}
     for split, dataset in raw.items():
@@ -114,8 +114,8 @@ def _has_header(task: Task, file: Path) -> bool:
 def _read_hub(task: Task, data: str | None) -> tuple[dict[str, Dataset], str]:
     source = (data, None) if data else task.hub
     ways_out = (
-        f"give --data DIR with train and dev files, or run this where the hub can be reached, or use an id that "
-        f"is recorded here (cee-gym envs). A row of {task.name} has the columns "
+        "give --data DIR with train and dev files, or run this where the hub can be reached, or "
+        f"use an id that is recorded here (cee-gym envs). A row of {task.name} has the columns "
         f"{', '.join(filter(None, (task.text, task.pair, task.label)))}"
     )
     if source is None:
@@ -194,6 +194,7 @@ def _class_number(task: Task, value: Any, where: str) -> int:
         )
     if not 0 <= number < len(task.labels):
         raise DataError(
-            f"{where}: label {value} is out of range: {task.name} has the classes 0 to {len(task.labels) - 1}"
+            f"{where}: label {value} is out of range: {task.name} has the classes 0 to "
+            f"{len(task.labels) - 1}"
         )
     return int(number)

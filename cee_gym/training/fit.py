@@ -1,4 +1,7 @@
-"""One supervised training run of a multi-exit model: the warm-up and every backbone phase are such a run."""
+"""One supervised training run of a multi-exit model.
+
+The warm-up and every backbone phase are such a run.
+"""
 
 import json
 import os
@@ -23,8 +26,9 @@ Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor], torch.Tensor
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast. AdamW with linear decay and no warm-up steps, as in the paper's
-    scripts.
+    """How long and how fast.
+
+    AdamW with linear decay and no warm-up steps, as in the paper's scripts.
 
     Attributes:
         epochs: passes over the rows.

@@ -5,14 +5,15 @@ from torch.nn.functional import cross_entropy
 
 
 def loss_per_layer(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each exit, float32 `[B, L]`, given logits `[B, L, C]` and labels int64 `[B]`."""
+    """Cross-entropy of each exit, float32 `[B, L]`, given logits `[B, L, C]` and labels `[B]`."""
     targets = labels[:, None].expand(logits.shape[:2])
     return cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
 
 
 def weighted_joint(losses: torch.Tensor) -> torch.Tensor:
-    """The warm-up objective `sum_l l * CE_l / sum_l l` (Kaya et al. 2019; ConsistentEE, section
-    3.4).
+    """The warm-up objective `sum_l l * CE_l / sum_l l`.
+
+    Kaya et al. 2019; ConsistentEE, section 3.4.
 
     Args:
         losses: `[B, L]`.

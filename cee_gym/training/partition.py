@@ -87,7 +87,7 @@ def partition(
             traced_by = [f"fold-{fold + 1}" for fold in fold_of[policy]]
     if not (len(policy) and len(calibration_rows) and all(len(rows) for rows in fit.values())):
         raise DataError(
-            f"{num_rows} rows of train are too few to share out: the backbone, the policy and the calibration each "
-            "need some"
+            f"{num_rows} rows of train are too few to share out: the backbone, the policy and the "
+            "calibration each need some"
         )
     return Partition(fit, policy, traced_by, calibration_rows)

@@ -113,13 +113,14 @@ class Setup:
 
     @cached_property
     def has_heads(self) -> bool:
-        """Whether the backbone is a `MultiExitModel` already, so that there is nothing to warm up."""
+        """Whether the backbone is a `MultiExitModel` already, and there is nothing to warm up."""
         try:
             return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
         except (OSError, ValueError, ImportError) as error:
             raise BackboneError(
-                f"backbone {self.backbone} cannot be loaded ({first_line(error)}): give a local directory, run this where the "
-                "hub can be reached, or use an id that is recorded here (cee-gym envs)"
+                f"backbone {self.backbone} cannot be loaded ({first_line(error)}): give a local "
+                "directory, run this where the hub can be reached, or use an id that is recorded "
+                "here (cee-gym envs)"
             ) from error
 
     def initial_model(self) -> MultiExitModel:
@@ -132,8 +133,8 @@ class Setup:
             model = MultiExitModel.from_pretrained(self.backbone, dtype=torch.float32)
             if model.num_labels != len(self.task.labels):
                 raise BackboneError(
-                    f"{self.backbone} has exits for {model.num_labels} classes, but task {self.task.name} has "
-                    f"{len(self.task.labels)}"
+                    f"{self.backbone} has exits for {model.num_labels} classes, but task "
+                    f"{self.task.name} has {len(self.task.labels)}"
                 )
             return model
         return MultiExitModel.from_backbone(
@@ -310,8 +311,9 @@ def load_model(path: Path) -> MultiExitModel:
 
 
 def record(setup: Setup, models: Path, recording: Path) -> None:
-    """Traces what the backbones do on train (the policy's rows), calibration, dev and, where it has
-    labels, test.
+    """Traces what the backbones do.
+
+    On train (the policy's rows), calibration, dev and, where it has labels, test.
 
     Args:
         setup: the text and how.
@@ -396,7 +398,10 @@ def policy_env(
 
 
 def draw_alpha(policy: PolicyConfig, size: int, generator: torch.Generator) -> np.ndarray:
-    """A price of one layer for each of some instances, float32 `[B, 1]`; where alpha is a range, drawn from it."""
+    """A price of one layer for each of some instances, float32 `[B, 1]`.
+
+    Where alpha is a range it is drawn from it.
+    """
     low, high = alpha_range(policy.price)
     return (low + (high - low) * torch.rand((size, 1), generator=generator)).numpy()
 

@@ -61,8 +61,8 @@ class ConsistentEETrainer:
         self.metrics = metrics
         if self.setup is None and self.alternation.rounds:
             raise CeeGymError(
-                f"{self.alternation.rounds} rounds train the backbone as well, which takes its weights and text: give "
-                "--backbone and --data, or --rounds 0"
+                f"{self.alternation.rounds} rounds train the backbone as well, which takes its "
+                "weights and text: give --backbone and --data, or --rounds 0"
             )
 
     def description(self) -> dict[str, Any]:
@@ -118,14 +118,15 @@ class ConsistentEETrainer:
         if any(self.output.glob("round-*")):
             if not resume:
                 raise CeeGymError(
-                    f"{self.output} holds a run already: give --resume to go on with it, or another --output"
+                    f"{self.output} holds a run already: give --resume to go on with it, or "
+                    "another --output"
                 )
             before = json.loads(file.read_text())
             if before != description:
                 changed = [key for key in description if before.get(key) != description[key]]
                 raise CeeGymError(
-                    f"{self.output} was begun with another {', '.join(changed)}: repeat its settings (config.json), "
-                    "or give another --output"
+                    f"{self.output} was begun with another {', '.join(changed)}: repeat its "
+                    "settings (config.json), or give another --output"
                 )
         self.output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(description, indent=1) + "\n")

@@ -155,7 +155,7 @@ def test_agents_reach_the_known_optimum_of_a_small_problem(tmp_path, kind) -> No
 
 
 def known_problem(tmp_path) -> tuple[EarlyExitEnv, float]:
-    """The states tell at which layer the exit is right; the optimum is to leave there, with return 1."""
+    """The states tell where the exit is right; the optimum is to leave there, with return 1."""
     rng = np.random.default_rng(0)
     n = 60
     right_at = rng.integers(L, size=n)

@@ -1,4 +1,4 @@
-"""Operating points against a plain count, thresholds chosen on one split and reported on another."""
+"""Operating points against a plain count; thresholds chosen on one split, reported on another."""
 
 import numpy as np
 import pytest
