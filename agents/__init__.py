@@ -9,21 +9,43 @@ if TYPE_CHECKING:
     from cee_gym.agents.base import Agent, load_agent
     from cee_gym.agents.expected_return import ExpectedReturn
     from cee_gym.agents.reinforce import Reinforce
+    from cee_gym.agents.rules import Confidence, Entropy, FixedLayer, Patience, RandomExit
 
 # By command-line name.
 AGENTS = {
     "reinforce": "cee_gym.agents.reinforce:Reinforce",
     "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
+    "confidence": "cee_gym.agents.rules:Confidence",
+    "entropy": "cee_gym.agents.rules:Entropy",
+    "patience": "cee_gym.agents.rules:Patience",
+    "fixed-layer": "cee_gym.agents.rules:FixedLayer",
+    "random": "cee_gym.agents.rules:RandomExit",
 }
 
 _WHERE = {
-    "Agent": "cee_gym.agents.base",
-    "load_agent": "cee_gym.agents.base",
-    "Reinforce": "cee_gym.agents.reinforce",
-    "ExpectedReturn": "cee_gym.agents.expected_return",
+    "Agent": "base",
+    "load_agent": "base",
+    "Confidence": "rules",
+    "Entropy": "rules",
+    "ExpectedReturn": "expected_return",
+    "FixedLayer": "rules",
+    "Patience": "rules",
+    "RandomExit": "rules",
+    "Reinforce": "reinforce",
 }
 
-__all__ = ["AGENTS", "Agent", "ExpectedReturn", "Reinforce", "load_agent"]
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "Confidence",
+    "Entropy",
+    "ExpectedReturn",
+    "FixedLayer",
+    "Patience",
+    "RandomExit",
+    "Reinforce",
+    "load_agent",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +53,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(f"cee_gym.agents.{_WHERE[name]}"), name)

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Self
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents import AGENTS
-from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.errors import CeeGymError, did_you_mean, first_line
 
 Floats = npt.NDArray[np.float32]
 AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
@@ -31,6 +32,13 @@ class Agent(ABC):
 
     name: ClassVar[str]
     layout: dict[str, slice]
+
+    def check_observe(self, parts: Collection[str]) -> None:  # noqa: B027
+        """Refuses observations made of these parts, if the agent cannot learn from them.
+
+        Raises:
+            CeeGymError: naming what is missing.
+        """
 
     @abstractmethod
     def learn(
@@ -125,7 +133,7 @@ def load_agent(directory: str | Path) -> Agent:
     """Reads an agent of any class.
 
     Raises:
-        CeeGymError: if there is none, or it is of another version.
+        CeeGymError: if there is none, it is damaged, or it is of another version.
     """
     directory = Path(directory)
     try:
@@ -135,9 +143,15 @@ def load_agent(directory: str | Path) -> Agent:
         raise CeeGymError(f"there is no agent at {directory} ({error})") from None
     if version != VERSION:
         raise CeeGymError(f"the agent at {directory} is of version {version}, not {VERSION}")
-    agent = agent_class(name)(**description["hyperparameters"])
-    agent.layout = {part: slice(*place) for part, place in description["layout"].items()}
-    agent.load_weights(directory / "agent.safetensors")
+    kind = agent_class(name)
+    try:
+        agent = kind(**description["hyperparameters"])
+        agent.layout = {part: slice(*place) for part, place in description["layout"].items()}
+        agent.load_weights(directory / "agent.safetensors")
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise CeeGymError(
+            f"the agent at {directory} is damaged ({first_line(error)}): train it again"
+        ) from error
     return agent
 
 

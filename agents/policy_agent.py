@@ -1,7 +1,7 @@
 """What the agents with a network per layer share: how it is made, decides and is kept."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from cee_gym.agents.base import Agent, AnyEnv, Floats, check_layout
 from cee_gym.agents.curves import Curves
 from cee_gym.agents.networks import PerLayerPolicy
 from cee_gym.envs.table import ExitTable
-from cee_gym.errors import CeeGymError
+from cee_gym.errors import CeeGymError, check_number
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class PerLayerAgent(Agent):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
+        check_number("hidden_width", hidden_width, 0)
+        check_number("learning_rate", learning_rate, 0)
+        check_number("weight_decay", weight_decay, 0)
+        check_number("batch_size", batch_size, 1)
+        check_number("seed", seed, 0)
         self.hidden_width = hidden_width
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -138,6 +143,12 @@ class PerLayerAgent(Agent):
             else:
                 step = played = self.play(env, policy, rng)
                 mean_return, accuracy = played.mean_return, played.accuracy
+            if not torch.isfinite(step.loss):
+                curves.close()
+                raise CeeGymError(
+                    f"the loss of {self.name} is {step.loss.item()} after {curves.timesteps} "
+                    f"timesteps: lower learning_rate, which is {self.learning_rate:g}"
+                )
             optimizer.zero_grad()
             step.loss.backward()
             optimizer.step()
@@ -153,6 +164,14 @@ class PerLayerAgent(Agent):
         self.timesteps = curves.timesteps
         return self
 
+    def check_observe(self, parts: Collection[str]) -> None:
+        """See `Agent.check_observe`."""
+        if "layer" not in parts or len(parts) < 2:
+            raise CeeGymError(
+                f"{self.name} has a network per layer: observe 'layer' and at least one other "
+                f"part, not {tuple(parts)}"
+            )
+
     def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
         """The policy, made at the first call for this layout, and a fresh optimizer.
 
@@ -160,11 +179,7 @@ class PerLayerAgent(Agent):
             CeeGymError: if the observations lack a part the policy needs, or differ from those it
                 learned on.
         """
-        if "layer" not in layout or len(layout) < 2:
-            raise CeeGymError(
-                f"{self.name} has a network per layer: observe 'layer' and at least one other "
-                f"part, not {tuple(layout)}"
-            )
+        self.check_observe(layout)
         if self.policy is None:
             self.layout = dict(layout)
             with torch.random.fork_rng():
@@ -224,11 +239,6 @@ class PerLayerAgent(Agent):
         self.timesteps = int(weights.pop("timesteps"))
         self.policy = self._make_policy()
         self.policy.load_state_dict(weights)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Moves the policy, as `nn.Module.to` does."""
-        self._learned().to(device)
-        return self
 
 
 def env_layout(env: AnyEnv) -> dict[str, slice]:

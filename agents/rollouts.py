@@ -69,6 +69,8 @@ def play(
         correct=np.zeros((num_instances, num_rollouts), dtype=np.bool_),
         instances=np.full(num_instances, -1) if instances is None else instances.copy(),
     )
+    # All rollouts of an instance pay the same price of a layer: that of the first.
+    alpha: list[float | None] = [None] * num_instances
     num_jobs = num_instances * num_rollouts
     job = np.full(env.num_envs, -1)  # which rollout of which instance each sub-environment is in
     layer = np.zeros(env.num_envs, dtype=np.int64)
@@ -84,9 +86,12 @@ def play(
             options: dict[str, object] = {"reset_mask": np.arange(env.num_envs) == sub}
             if job[sub] >= 0 and played.instances[row] >= 0:
                 options["instance"] = int(played.instances[row])
+            if job[sub] >= 0 and alpha[row] is not None:
+                options["alpha"] = alpha[row]
             observations, info = env.reset(options=options)
             if job[sub] >= 0:
                 played.instances[row] = info["instance"][sub]
+                alpha[row] = float(info["alpha"][sub])
                 next_job += 1
         layer[free] = 0
         busy = job >= 0

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.errors import CeeGymError, did_you_mean, first_line
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 
 
@@ -82,27 +82,32 @@ class Build:
 
         _quiet_transformers()
         id, task_name = _benchmark(self.id)
-        target = self.output or home() / id
+        target = (self.output or home() / id).absolute()
         if recorded_splits(target):
             raise CeeGymError(f"{target} holds a recording already: remove it to record {id} again")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")
         backbone = self.backbone or shipped_backbone(id)
         if backbone is None:
             raise CeeGymError(f"{id} needs a backbone: {build_command(id)}")
         setup = Setup.load(_task(task_name), str(backbone), self.data, self.record)
         work = target.with_name(f"{target.name}.build")
         _check_same(
-            work / "config.json", _jsonable(self.record) | {"backbone": str(backbone), "id": id}
+            work / "config.json",
+            _jsonable(self.record)
+            | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint},
         )
         print(f"recording {id} into {target}", file=sys.stderr)
-        warm_up(setup, work / "models")
-        record(setup, work / "models", work / "recording")
-        (work / "models").rename(work / "recording" / "models")
+        if not (work / "recording" / "models").exists():
+            warm_up(setup, work / "models")
+            record(setup, work / "models", work / "recording")
+            (work / "models").rename(work / "recording" / "models")
         (work / "recording").rename(target)
         for leftover in work.iterdir():
             leftover.unlink()
         work.rmdir()
-        if self.output is not None or find_recording(id) != target:
-            print(f"recorded. To open it: gym.make('{id}', trace='{target}')")
+        if self.output is not None or find_recording(id).absolute() != target:
+            print(f"recorded. To open it: gym.make('{id}', trace='{self.output or target}')")
         else:
             print(f"recorded. To open it: gym.make('{id}')")
 
@@ -155,6 +160,13 @@ class Train:
         backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:
             backbone = shipped_backbone(id)
+        if self.backbone is not None and self.trace is not None:
+            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
+        if self.data is not None and backbone is None and not self.alternation.rounds:
+            raise CeeGymError(
+                "--data is text for a backbone: give --backbone too, or leave --data out to train "
+                "on a recording"
+            )
         setup = recording = None
         if backbone is not None:
             setup = Setup.load(task, str(backbone), self.data, self.record)
@@ -202,28 +214,37 @@ class Evaluate:
         directory = self.run_directory
         try:
             config = json.loads((directory / "config.json").read_text())
-        except (OSError, ValueError):
-            raise CeeGymError(f"there is no run at {directory}") from None
-        rounds = sorted(
-            (p.parent for p in directory.glob("round-*/evaluation.json")),
-            key=lambda path: int(path.name.split("-")[1]),
-        )
+            settings: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config["policy"].items()
+            }
+            policy = PolicyConfig(**settings)
+            metrics, given = tuple(config["metrics"]), config["recording"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = first_line(error)
+            raise CeeGymError(f"there is no run at {directory} ({reason})") from None
+        rounds: list[Path] = []
+        while (directory / f"round-{len(rounds)}" / "evaluation.json").exists():
+            rounds.append(directory / f"round-{len(rounds)}")
         if not rounds:
             raise CeeGymError(f"{directory} has no complete round yet: go on with it by --resume")
-        recording = Path(config["recording"] or rounds[-1] / "recording")
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in config["policy"].items()
-        }
-        policy = PolicyConfig(**settings)
+        recording = Path(given or rounds[-1] / "recording")
         calibration, dev = (
             policy_env(recording, policy, split).table for split in ("calibration", self.split)
         )
         for opened in (calibration, dev):
             opened.trace.verify()
-        results = report(
-            load_agent(rounds[-1] / "agent"), calibration, dev, tuple(config["metrics"])
-        )
+        try:
+            trained = json.loads((rounds[-1] / "evaluation.json").read_text())
+            before = trained["calibration_trace"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CeeGymError(f"{rounds[-1]} is damaged ({first_line(error)})") from None
+        if before != calibration.trace.fingerprint:
+            raise CeeGymError(
+                f"{recording} has been recorded again since {directory} was trained on it "
+                f"({before}, now {calibration.trace.fingerprint}): train again"
+            )
+        results = report(load_agent(rounds[-1] / "agent"), calibration, dev, metrics)
         write(results, directory, f"{directory.name}, {rounds[-1].name}")
         print(table(results))
         print(
@@ -260,6 +281,9 @@ def main(args: list[str] | None = None) -> None:
         again = f"cee-gym {shlex.join(words)}"
         print(f"\nstopped; what is done is kept. To go on: {again}", file=sys.stderr)
         raise SystemExit(130) from None
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        print(f"cee-gym: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except Exception as error:
         # Each library that writes a file has its own kind of error for this.
         if "No space left on device" not in str(error):
@@ -321,7 +345,10 @@ def _jsonable(config: RecordConfig) -> dict[str, Any]:
 def _check_same(file: Path, settings: dict[str, Any]) -> None:
     """Refuses to go on with a build that was begun with other settings."""
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CeeGymError(f"{file} cannot be read ({error}): remove {file.parent}") from None
         if before != settings:
             changed = [key for key in settings if before.get(key) != settings[key]]
             raise CeeGymError(

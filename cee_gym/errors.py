@@ -4,6 +4,8 @@ The command line prints the message of a `CeeGymError` as one line and leaves wi
 Anything else that escapes is a defect of cee-gym and keeps its traceback.
 """
 
+import math
+
 
 class CeeGymError(ValueError):
     """What was asked for cannot be done; the message says why and what to do instead."""
@@ -23,6 +25,21 @@ class BackboneError(CeeGymError):
 
 class MissingExtraError(CeeGymError):
     """A feature needs packages that one of the optional extras installs."""
+
+
+def check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Refuses a setting out of range, NaN and infinity among them.
+
+    Raises:
+        CeeGymError: naming the setting and its range.
+
+    >>> check_number("folds", 1, 2)
+    Traceback (most recent call last):
+    cee_gym.errors.CeeGymError: folds must be at least 2, got 1
+    """
+    if not least <= value <= most or math.isinf(value):
+        span = f"at least {least}" if math.isinf(most) else f"{least} to {most}"
+        raise CeeGymError(f"{name} must be {span}, got {value}")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The command line end to end, and one clear line with exit code 2 for what is wrong."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,55 @@ def test_ctrl_c_leaves_a_build_that_goes_on(data, own_home, monkeypatch, capsys)
     assert here.fingerprint == whole.fingerprint
 
 
+def test_a_build_stopped_at_its_very_end_only_takes_its_place(data, own_home, monkeypatch) -> None:
+    rename = Path.rename
+
+    def stop_at_the_last(self, target):
+        if Path(target).name == CLAUSES:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop_at_the_last)
+        with pytest.raises(SystemExit):
+            main(["build", CLAUSES, "--data", str(data)])
+    main(["build", CLAUSES, "--data", str(data)])
+    assert (own_home / CLAUSES / "models" / "deployed").is_dir()
+    assert not list(own_home.glob("*.build"))
+
+
+def test_a_stopped_build_does_not_go_on_with_other_text(data, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("cee_gym.training.phases.write_rows", _interrupt)
+        with pytest.raises(SystemExit):
+            main(["build", CLAUSES, "--data", str(data)])
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    assert "another text" in refused(capsys, "build", CLAUSES, "--data", str(data))
+
+
+@pytest.mark.parametrize("place", [".", "file", "file/inside", "full"])
+def test_a_build_does_not_begin_where_it_could_not_end(tmp_path, data, capsys, place) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    refused(capsys, "build", CLAUSES, "--data", str(data), "--output", place)
+    assert not list(tmp_path.glob("*.build"))
+    assert (tmp_path / "full" / "mine").exists()
+
+
+def test_what_would_be_left_unused_is_refused(data, capsys) -> None:
+    message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--data", str(data))
+    assert "give --backbone too" in message
+    message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--backbone", "x", "--trace", "y")
+    assert "only one" in message
+
+
+def test_a_run_that_cannot_be_written_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    refused(capsys, "train", "EarlyExit-BERT-RTE", "--output", "file")
+
+
 def _interrupt(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
@@ -190,6 +240,9 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
         capsys, "train", "EarlyExit-BERT-RTE", "--alpha", "-1"
     )
     assert "at least 2" in refused(capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1")
+    assert "backbone.batch_size must be at least 1" in refused(
+        capsys, "train", CLAUSES, "--rounds", "1", "--backbone.batch-size", "0"
+    )
     assert "did you mean hidden" in refused(
         capsys, "train", "EarlyExit-BERT-RTE", "--observe", "hiden"
     )
@@ -206,6 +259,22 @@ def test_evaluate_names_what_is_missing(tmp_path, capsys) -> None:
     damaged[-1] ^= 1
     file.write_bytes(damaged)
     assert "checksum" in refused(capsys, "evaluate", "run")
+    shutil.rmtree(recording)
+    assert "neither a recording nor a trace" in refused(capsys, "evaluate", "run")
+    write_recording(recording, n=30)
+    assert "recorded again" in refused(capsys, "evaluate", "run")
+    Path("run/config.json").write_text("{}")
+    assert "no run at" in refused(capsys, "evaluate", "run")
+
+
+def test_a_run_is_evaluated_from_any_directory(tmp_path, monkeypatch, capsys) -> None:
+    write_recording(tmp_path / "r")
+    train = "train EarlyExit-BERT-RTE --trace r --output run --total-timesteps 500"
+    main(train.split())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["evaluate", "../run"])
+    assert "hindsight" in capsys.readouterr().out
 
 
 def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:

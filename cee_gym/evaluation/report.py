@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from cee_gym.agents.base import Agent, check_layout
 from cee_gym.envs.table import ExitTable
 from cee_gym.evaluation.curve import (
@@ -25,8 +28,8 @@ def report(
 ) -> dict[str, Any]:
     """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
 
-    Thresholds are chosen on calibration and reported on dev. Where alpha is a range the rewards are
-    those at its middle.
+    Thresholds are chosen on calibration and reported on dev. Where alpha is a range, the rewards
+    are those at its middle, and so are the observations.
 
     Args:
         agent: what decides.
@@ -44,10 +47,7 @@ def report(
     check_layout(agent, dev.layout)
     alpha = sum(dev.alpha) / 2
     rewards = dev.rewards(alpha)
-    scores = {
-        name: agent.exit_probabilities(t.observations)
-        for name, t in (("dev", dev), ("cal", calibration))
-    }
+    scores = {name: _scores(agent, t, alpha) for name, t in (("dev", dev), ("cal", calibration))}
     # 1/2 is the paper's rule; it is chosen on no split.
     thresholds = {"p > 1/2": Threshold(0.5, chosen_on="")}
     for lost in POINTS_LOST:
@@ -76,6 +76,18 @@ def report(
             for point in accuracy_speed_curve(dev.trace, scores["dev"], metrics=metrics)
         ],
     }
+
+
+def _scores(agent: Agent, table: ExitTable, alpha: float) -> npt.NDArray[np.float32]:
+    """The agent's scores `[N, L]` of every state of a table at this alpha."""
+    if table.alpha_column is None:
+        return agent.exit_probabilities(table.observations)
+    chunks = []
+    for start in range(0, len(table.observations), 4096):
+        observations = table.observations[start : start + 4096].copy()
+        observations[:, :, table.alpha_column] = alpha
+        chunks.append(agent.exit_probabilities(observations))
+    return np.concatenate(chunks)
 
 
 def _finite(point: dict[str, Any]) -> dict[str, Any]:

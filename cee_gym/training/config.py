@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cee_gym.envs.observation import layout_of
+from cee_gym.errors import check_number
 from cee_gym.reward import alpha_range
 from cee_gym.training.fit import FitConfig
 from cee_gym.training.partition import PolicyData
@@ -40,6 +41,14 @@ class RecordConfig:
     seed: int = 0
     warm_up: FitConfig = field(default_factory=FitConfig)
 
+    def __post_init__(self) -> None:
+        check_number("held_out", self.held_out, 0, 1)
+        check_number("calibration", self.calibration, 0, 1)
+        check_number("folds", self.folds, 2)
+        check_number("max_tokens", self.max_tokens, 1)
+        check_number("seed", self.seed, 0)
+        self.warm_up.check("warm_up")
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -63,6 +72,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         alpha_range(self.price)
         layout_of(self.observe, num_layers=2, width=1, num_labels=2)
+        check_number("total_timesteps", self.total_timesteps, 1)
 
     @property
     def price(self) -> float | tuple[float, ...]:
@@ -91,3 +101,7 @@ class AlternationConfig:
     backbone_loss: Literal["sampled", "expected"] = "sampled"
     memorized_layer: Literal["once", "each_round"] = "each_round"
     phases: Literal["in_turn", "together"] = "in_turn"
+
+    def __post_init__(self) -> None:
+        check_number("rounds", self.rounds, 0)
+        self.backbone.check("backbone")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
+from cee_gym.errors import check_number
 from cee_gym.models.encoding import EncodedText, Rows
 from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
 from cee_gym.training.losses import loss_per_layer
@@ -44,6 +45,20 @@ class FitConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
+    def check(self, name: str) -> None:
+        """Refuses settings out of range.
+
+        Args:
+            name: of the run, for the message.
+
+        Raises:
+            CeeGymError: naming the setting.
+        """
+        check_number(f"{name}.epochs", self.epochs, 0)
+        check_number(f"{name}.batch_size", self.batch_size, 1)
+        for setting in ("learning_rate", "weight_decay", "max_grad_norm"):
+            check_number(f"{name}.{setting}", getattr(self, setting), 0)
+
 
 def fit(
     model: MultiExitModel,
@@ -57,11 +72,12 @@ def fit(
     checkpoint: Path | None,
     name: str,
     logger: Logger | None = None,
+    epochs_before: int = 0,
 ) -> None:
     """Trains the model in place; goes on after the last complete epoch of a run that was stopped.
 
-    Every epoch draws its batches and dropout from `(seed, epoch)`, so a resumed run equals an
-    uninterrupted one.
+    Every epoch draws its batches and dropout, and what the objective draws from torch's generator
+    on the CPU, from `(seed, epoch)`, so a resumed run equals an uninterrupted one.
 
     Args:
         model: moved to the accelerator's device.
@@ -74,6 +90,7 @@ def fit(
         checkpoint: a file for the state after each epoch, removed by the caller; None keeps none.
         name: of the phase, for progress bar and logger.
         logger: takes loss and accuracy per layer after each epoch, under `name/`.
+        epochs_before: of earlier runs of this name, after which its curves go on.
     """
     model.to(accelerator.device)
     parameters = dict(model.named_parameters())
@@ -119,7 +136,7 @@ def fit(
             for layer in range(model.num_layers):
                 logger.record(f"{name}/loss_layer_{layer + 1:02d}", loss[layer].item())
                 logger.record(f"{name}/accuracy_layer_{layer + 1:02d}", accuracy[layer].item())
-            logger.dump(epoch + 1)
+            logger.dump(epochs_before + epoch + 1)
     progress.close()
     model.train(was_training)
 

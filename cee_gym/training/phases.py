@@ -76,6 +76,14 @@ class Setup:
         return cls(task, backbone, load_splits(task, data), config)
 
     @cached_property
+    def text_fingerprint(self) -> str:
+        """Names the text and its labels: equal for two setups if and only if these are."""
+        digest = hashlib.sha256()
+        for split, data in sorted(self.splits.items()):
+            digest.update(json.dumps([split, data.to_dict()], sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
     def partition(self) -> Partition:
         """How the rows of train are shared out."""
         config = self.config
@@ -222,21 +230,20 @@ def backbone_phase(
         raise CeeGymError(f"phases together takes reinforce or expected-return, not {agent.name}")
 
     def objective_for(name: str, seed: int) -> Objective:
-        generator = torch.Generator().manual_seed(seed)
         learns = together and name == DEPLOYED
         improve = _improver(agent, policy, seed) if learns else None
 
         def objective(
             output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor
         ) -> torch.Tensor:
-            alpha = draw_alpha(policy, len(labels), generator)
+            alpha = draw_alpha(policy, len(labels))
             observations = observe_output(output, agent, alpha)
             if improve is not None:
                 improve(observations, output, losses, labels, alpha)
             scores = torch.from_numpy(agent.exit_probabilities(observations)).to(losses)
             if config.backbone_loss == "expected":
                 return over_exits(losses, scores)
-            uniforms = torch.rand(losses.shape, generator=generator).to(losses)
+            uniforms = torch.rand(losses.shape).to(losses)
             return at_sampled_exit(losses, scores, uniforms)
 
         return objective
@@ -254,8 +261,11 @@ def backbone_phase(
             label,
             logger,
             agent if together and name == DEPLOYED else None,
+            epochs_before=(number - 1) * config.backbone.epochs,
         )
-    return load_agent(models / DEPLOYED / "agent") if together else agent
+        if together and name == DEPLOYED:
+            agent = load_agent(models / DEPLOYED / "agent")
+    return agent
 
 
 def _train_one(
@@ -268,6 +278,7 @@ def _train_one(
     name: str,
     logger: Logger | None,
     agent: Agent | None = None,
+    epochs_before: int = 0,
 ) -> None:
     """Trains one backbone, and with it perhaps an agent, which is then kept beside it."""
     if target.exists():
@@ -287,6 +298,7 @@ def _train_one(
             checkpoint=checkpoint if agent is None else None,
             name=name,
             logger=logger,
+            epochs_before=epochs_before,
         )
     unfinished = target.with_name(f"{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -397,13 +409,13 @@ def policy_env(
     )
 
 
-def draw_alpha(policy: PolicyConfig, size: int, generator: torch.Generator) -> np.ndarray:
+def draw_alpha(policy: PolicyConfig, size: int) -> np.ndarray:
     """A price of one layer for each of some instances, float32 `[B, 1]`.
 
-    Where alpha is a range it is drawn from it.
+    Where alpha is a range it is drawn from it, by torch's generator on the CPU.
     """
     low, high = alpha_range(policy.price)
-    return (low + (high - low) * torch.rand((size, 1), generator=generator)).numpy()
+    return (low + (high - low) * torch.rand((size, 1))).numpy()
 
 
 def observe_output(output: MultiExitOutput, agent: Agent, alpha: np.ndarray) -> np.ndarray:

@@ -73,9 +73,10 @@ class ConsistentEETrainer:
             "policy": asdict(self.policy),
             "alternation": asdict(self.alternation),
             "metrics": list(self.metrics),
-            "recording": None if self.recording is None else str(self.recording),
+            "recording": None if self.recording is None else str(self.recording.resolve()),
             "task": None if self.setup is None else self.setup.task.name,
             "backbone": None if self.setup is None else self.setup.backbone,
+            "text": None if self.setup is None else self.setup.text_fingerprint,
             "record": None if self.setup is None else asdict(self.setup.config),
         }
 
@@ -91,8 +92,9 @@ class ConsistentEETrainer:
 
         Raises:
             CeeGymError: if `output` holds a run and `resume` is not given, or one with other
-                settings.
+                settings; or if the agent cannot learn from these observations.
         """
+        self.agent.check_observe(self.policy.observe)
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
         results: dict[str, Any] = {}
@@ -121,9 +123,14 @@ class ConsistentEETrainer:
                     f"{self.output} holds a run already: give --resume to go on with it, or "
                     "another --output"
                 )
-            before = json.loads(file.read_text())
-            if before != description:
-                changed = [key for key in description if before.get(key) != description[key]]
+            try:
+                before = dict(json.loads(file.read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                raise CeeGymError(
+                    f"{file} cannot be read ({error}): the settings of the run in {self.output} "
+                    "are unknown, so give another --output"
+                ) from None
+            if changed := [key for key in before if before[key] != description.get(key)]:
                 raise CeeGymError(
                     f"{self.output} was begun with another {', '.join(changed)}: repeat its "
                     "settings (config.json), or give another --output"
@@ -157,6 +164,8 @@ class ConsistentEETrainer:
                 )
             record(self.setup, models, recording)
         assert recording is not None
+        for split in ("calibration", "dev"):
+            open_split(recording, split)  # refuses before learning what could not be evaluated
         memorized = None
         if number and self.alternation.memorized_layer == "once":
             first = open_split(self.output / "round-0" / "recording", "train")

@@ -83,6 +83,29 @@ def test_one_rollout_is_refused() -> None:
         Reinforce(rollouts=1)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 0},
+        {"hidden_width": -1},
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": float("inf")},
+        {"seed": -1},
+    ],
+)
+def test_hyper_parameters_out_of_range_are_refused(settings) -> None:
+    with pytest.raises(CeeGymError, match=f"{next(iter(settings))} must be"):
+        Reinforce(**settings)
+
+
+@pytest.mark.parametrize("kind", [ExpectedReturn, Reinforce])
+def test_a_policy_that_diverges_is_no_result(tmp_path, kind) -> None:
+    env, _ = known_problem(tmp_path)
+    with pytest.raises(CeeGymError, match="lower learning_rate"):
+        kind(learning_rate=1e30).learn(env, 10_000)
+
+
 def test_unknown_baseline_is_refused() -> None:
     with pytest.raises(CeeGymError, match="leave_one_out"):
         Reinforce(baseline="none")  # type: ignore[arg-type]
@@ -122,6 +145,23 @@ def test_tables_and_episodes_give_the_same_gradient_for_the_same_uniforms(
     by_episodes = torch.autograd.grad(loss, list(policy.parameters()))
     for a, b in zip(by_table, by_episodes, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("num_envs", [0, 5])
+def test_all_episodes_of_an_instance_pay_the_same_price(tmp_path, num_envs) -> None:
+    trace = write_trace(tmp_path / "t", n=6, num_layers=L, width=5)
+    settings = {"trace": trace, "alpha": (0.0, 0.5), "observe": ("hidden", "layer", "alpha")}
+    if num_envs:
+        env = EarlyExitVectorEnv(num_envs, autoreset_mode="Disabled", **settings)
+    else:
+        env = EarlyExitEnv(**settings)
+    uniforms = np.random.default_rng(0).random((4, 3, L), dtype=np.float32)
+    episodes = play(env, uniforms, lambda obs, u: u < 0.3)
+    alpha = episodes.observations[:, 0, -1:]
+    assert len(np.unique(alpha)) == 4
+    where = episodes.instances[:, None], episodes.exits
+    expected = env.table.quality[where] - alpha * env.table.price[where]
+    np.testing.assert_allclose(episodes.returns, expected, rtol=1e-5)
 
 
 def test_episodes_need_autoreset_disabled(tmp_path) -> None:

@@ -127,3 +127,18 @@ def test_other_environments_are_refused() -> None:
 
     with pytest.raises(CeeGymError, match="environments of cee-gym"):
         Reinforce().learn(gym.make("CartPole-v1"), 100)
+
+
+@pytest.mark.parametrize("file", ["agent.json", "agent.safetensors"])
+@pytest.mark.parametrize("how", ["missing", "cut", "foreign"])
+def test_a_damaged_agent_is_one_clear_error(env, tmp_path, file, how) -> None:
+    Reinforce().learn(env, 100).save(tmp_path / "agent")
+    damaged = tmp_path / "agent" / file
+    if how == "missing":
+        damaged.unlink()
+    elif how == "cut":
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+    else:
+        damaged.write_text('{"agent": "reinforce", "version": 1}')
+    with pytest.raises(CeeGymError, match="agent at"):
+        load_agent(tmp_path / "agent")

@@ -10,13 +10,20 @@ import pytest
 import torch
 from datasets import Dataset
 from gymnasium.utils.env_checker import check_env
-from transformers import AlbertConfig, BertConfig, BertTokenizer, PreTrainedConfig
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from cee_gym.collect import collect
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.models import MultiExitConfig, MultiExitModel
-from cee_gym.models.encoding import EncodedText
+from cee_gym.models.encoding import EncodedText, load_tokenizer
+from cee_gym.models.layers import _path_of_the_layers
+from cee_gym.tasks import get_task, load_splits
 from cee_gym.trace import Trace
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "not", "very", "good", "bad"]
@@ -114,14 +121,9 @@ def test_live_and_recorded_are_the_same_process(
 
 @contextmanager
 def counted_calls(model: MultiExitModel) -> Iterator[Counter[int]]:
-    """How often each of the backbone's layers runs."""
+    """How often each module in the backbone's list of layers runs."""
     calls: Counter[int] = Counter()
-    path = (
-        "encoder.albert_layer_groups"
-        if hasattr(model.backbone.encoder, "albert_layer_groups")
-        else "encoder.layer"
-    )
-    layers = model.backbone.get_submodule(path)
+    layers = model.backbone.get_submodule(_path_of_the_layers(model.backbone)).children()
     handles = [
         layer.register_forward_hook(lambda *_, number=number: calls.update([number]))
         for number, layer in enumerate(layers, start=1)
@@ -129,6 +131,32 @@ def counted_calls(model: MultiExitModel) -> Iterator[Counter[int]]:
     yield calls
     for handle in handles:
         handle.remove()
+
+
+def test_every_family_is_the_same_live_as_recorded_and_really_stops(
+    tmp_path: Path,
+    backbone_config: PreTrainedConfig,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tiny_data: Dataset,
+) -> None:
+    model = make_model(backbone_config)
+    trace = record(model, tiny_tokenizer, tiny_data, tmp_path / "trace", "float32")
+    live = LiveEarlyExitEnv(model, tiny_tokenizer, tiny_data, trace=trace)
+    recorded = EarlyExitEnv(trace=trace)
+    groups = getattr(backbone_config, "num_hidden_groups", model.num_layers)
+    shared = model.num_layers // groups  # how many layers in a row are one module
+    for exit_layer in range(1, model.num_layers + 1):
+        for instance in (0, len(tiny_data) - 1):
+            options = {"instance": instance}
+            with counted_calls(model) as calls:
+                one, other = live.reset(options=options), recorded.reset(options=options)
+                for action in [CONTINUE] * (exit_layer - 1) + [EXIT]:
+                    np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+                    one, other = live.step(action), recorded.step(action)
+            assert one[1] == pytest.approx(other[1], abs=1e-4)
+            assert one[4]["prediction"] == other[4]["prediction"]
+            assert one[4]["exit_layer"] == other[4]["exit_layer"] == exit_layer
+            assert calls == Counter(layer // shared + 1 for layer in range(exit_layer))
 
 
 @pytest.mark.parametrize("exit_layer", range(1, NUM_LAYERS + 1))
@@ -147,15 +175,24 @@ def test_layers_after_the_exit_do_not_run_and_none_runs_twice(
         assert calls == Counter(range(1, exit_layer + 1))
 
 
-def test_shared_layer_runs_once_per_layer(tokenizer: BertTokenizer, data: Dataset) -> None:
-    model = make_model(AlbertConfig(**SIZE, embedding_size=16))
-    env = LiveEarlyExitEnv(model, tokenizer, data, hardness=None)
-    with counted_calls(model) as calls:
-        env.reset(seed=0)
-        env.step(CONTINUE)
-        env.step(CONTINUE)
-        env.step(EXIT)
-    assert calls == Counter({1: 3})
+@pytest.mark.real_data
+def test_real_weights_and_text_are_the_same_live_as_recorded(tmp_path: Path, shared: Path) -> None:
+    backbone, task = str(shared / "models" / "minilm-l6-h384"), get_task("rte")
+    model = MultiExitModel.from_backbone(backbone, task.labels)
+    tokenizer = load_tokenizer(backbone)
+    data = load_splits(task, str(shared / "data" / "rte"))["dev"].select(range(8))
+    trace = record(model, tokenizer, data, tmp_path / "trace", "float16")
+    live, recorded = (
+        LiveEarlyExitEnv(model, tokenizer, data, trace=trace, max_tokens=32),
+        EarlyExitEnv(trace=trace, split="train"),
+    )
+    for instance in range(8):
+        options = {"instance": instance}
+        one, other = live.reset(options=options), recorded.reset(options=options)
+        for action in (CONTINUE, CONTINUE, CONTINUE, CONTINUE, EXIT):
+            np.testing.assert_allclose(one[0], other[0], rtol=2e-3, atol=1e-5)
+            one, other = live.step(action), recorded.step(action)
+        assert one[1] == pytest.approx(other[1], abs=1e-4)
 
 
 def test_checker_has_nothing_to_say(tokenizer: BertTokenizer, data: Dataset) -> None:

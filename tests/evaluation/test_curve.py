@@ -107,3 +107,29 @@ def test_a_report_refuses_an_agent_of_another_backbone(tmp_path) -> None:
     tables = [EarlyExitEnv(trace=str(wide), split=s).table for s in ("calibration", "dev")]
     with pytest.raises(CeeGymError, match=r"hidden \[4\].*hidden \[6\]"):
         report(agent, *tables, ("accuracy",))
+
+
+class _Watched(ExpectedReturn):
+    """Remembers the prices it was shown."""
+
+    seen: set[float]
+
+    def exit_probabilities(self, observations):
+        self.seen |= set(np.unique(observations[:, :, self.layout["alpha"]]).tolist())
+        return super().exit_probabilities(observations)
+
+
+def test_a_range_of_alpha_is_observed_and_paid_at_its_middle(tmp_path) -> None:
+    recording = write_recording(tmp_path / "r", n=60)
+    settings = {"alpha": (0.0, 0.5), "observe": ("hidden", "layer", "alpha")}
+    agent = _Watched(batch_size=16).learn(EarlyExitEnv(trace=str(recording), **settings), 500)
+    agent.seen = set()
+    calibration, dev = (
+        EarlyExitEnv(trace=str(recording), split=split, **settings).table
+        for split in ("calibration", "dev")
+    )
+    results = report(agent, calibration, dev, ("accuracy",))
+    assert agent.seen == {0.25}
+    assert results["alpha"] == 0.25
+    deepest = dev.rewards(0.25)[:, -1].mean()
+    assert results["full_depth"]["mean_return"] == pytest.approx(deepest)

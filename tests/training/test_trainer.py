@@ -1,6 +1,7 @@
 """The loop on a tiny model: it runs, resumes, repeats, and keeps its data apart."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cee_gym.agents import ExpectedReturn, Reinforce
 from cee_gym.agents.base import load_agent
@@ -17,11 +19,13 @@ from cee_gym.hardness import memorized_layer
 from cee_gym.models import MultiExitModel
 from cee_gym.recordings import open_split
 from cee_gym.tasks import Task
-from cee_gym.training import phases
+from cee_gym.training import fit, phases
+from cee_gym.training import trainer as trainer_module
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 from cee_gym.training.fit import FitConfig
 from cee_gym.training.phases import Setup, load_model, record, warm_up
 from cee_gym.training.trainer import ConsistentEETrainer
+from tests.traces import write_recording
 
 WORDS = ["good", "bad", "fine", "poor", "film", "book", "meal", "very"]
 TASK = Task("mood", labels=("negative", "positive"), text="text")
@@ -54,14 +58,14 @@ def setup(tiny_model, tiny_tokenizer, tmp_path) -> Setup:
 POLICY = PolicyConfig(total_timesteps=600)
 
 
-def trainer(setup: Setup, output: Path, **alternation) -> ConsistentEETrainer:
+def trainer(setup: Setup, output: Path, *, epochs: int = 1, **alternation) -> ConsistentEETrainer:
     return ConsistentEETrainer(
         Reinforce(batch_size=8, rollouts=4),
         output,
         setup=setup,
         policy=POLICY,
         alternation=AlternationConfig(
-            backbone=FitConfig(epochs=1, batch_size=16, learning_rate=1e-3), **alternation
+            backbone=FitConfig(epochs=epochs, batch_size=16, learning_rate=1e-3), **alternation
         ),
     )
 
@@ -101,23 +105,40 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(setup, tmp_pa
     assert not same(a, c)
 
 
-@pytest.mark.parametrize("where", ["fit", "record", "learn", "backbone"])
+@pytest.mark.parametrize(
+    "where", ["fit", "record", "learn", "backbone", "backbone epoch", "next backbone"]
+)
 @pytest.mark.parametrize("phases_", ["in_turn", "together"])
 def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
     setup, tmp_path, monkeypatch, where, phases_
 ) -> None:
-    trainer(setup, tmp_path / "whole", rounds=1, phases=phases_).train()
+    settings = {"rounds": 1, "phases": phases_, "epochs": 2}
+    trainer(setup, tmp_path / "whole", **settings).train()
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         if where == "fit":  # in the middle of the warm-up, after its first epoch
-            from cee_gym.training import fit as module
-
-            saves = []
-            save = module._save
-            patch.setattr(module, "_save", lambda *a: (save(*a), saves.append(1), stop()))
+            save = fit._save
+            patch.setattr(fit, "_save", lambda *a: (save(*a), stop()))
+        elif where == "backbone epoch":  # after the first epoch of a backbone phase
+            save = fit._save
+            in_warm_up = {"value": True}
+            begin = trainer_module.backbone_phase
+            patch.setattr(fit, "_save", lambda *a: (save(*a), in_warm_up["value"] or stop()))
+            patch.setattr(
+                trainer_module,
+                "backbone_phase",
+                lambda *a: (in_warm_up.update(value=False), begin(*a))[1],
+            )
+        elif where == "next backbone":  # when the deployed one is done and the folds are not
+            train_one = phases._train_one
+            patch.setattr(
+                phases,
+                "_train_one",
+                lambda *a, **k: stop() if "backbone/fold-1" in a else train_one(*a, **k),
+            )
         elif where == "record":
             patch.setattr(phases, "write_rows", stop)
         elif where == "learn":
@@ -125,8 +146,13 @@ def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
         else:
             patch.setattr("cee_gym.training.trainer.backbone_phase", stop)
         with pytest.raises(KeyboardInterrupt):
-            trainer(setup, tmp_path / "stopped", rounds=1, phases=phases_).train()
-    trainer(setup, tmp_path / "stopped", rounds=1, phases=phases_).train(resume=True)
+            trainer(setup, tmp_path / "stopped", **settings).train()
+    trainer(setup, tmp_path / "stopped", **settings).train(resume=True)
+    for fold in setup.partition.fit:
+        a, b = (
+            load_model(tmp_path / run / "round-1" / "models" / fold) for run in ("whole", "stopped")
+        )
+        assert fingerprint(a) == fingerprint(b)
     assert same(outcome(tmp_path / "whole", 1), outcome(tmp_path / "stopped", 1))
 
 
@@ -136,6 +162,48 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(setup, tmp_pat
         trainer(setup, tmp_path / "run").train()
     with pytest.raises(CeeGymError, match="another alternation"):
         trainer(setup, tmp_path / "run", rounds=1).train(resume=True)
+    other = {**setup.splits, "train": sentences(90, "train", 7)}
+    with pytest.raises(CeeGymError, match="another text"):
+        trainer(replace(setup, splits=other), tmp_path / "run").train(resume=True)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(CeeGymError, match=r"config\.json cannot be read"):
+        trainer(setup, tmp_path / "run").train(resume=True)
+
+
+def test_observations_the_agent_cannot_use_are_refused_before_the_warm_up(setup, tmp_path) -> None:
+    run = trainer(setup, tmp_path / "run")
+    run.policy = replace(POLICY, observe=("hidden",))
+    with pytest.raises(CeeGymError, match="observe 'layer'"):
+        run.train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recording_without_a_split_to_evaluate_on_is_refused_before_learning(tmp_path) -> None:
+    recording = write_recording(tmp_path / "r")
+    shutil.rmtree(recording / "dev")
+    run = ConsistentEETrainer(Reinforce(), tmp_path / "run", recording=recording, policy=POLICY)
+    with pytest.raises(CeeGymError, match="no split 'dev'"):
+        run.train()
+    assert run.agent.timesteps == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RecordConfig(warm_up=FitConfig(epochs=-1)),
+        lambda: AlternationConfig(backbone=FitConfig(batch_size=0)),
+        lambda: AlternationConfig(backbone=FitConfig(learning_rate=float("nan"))),
+        lambda: RecordConfig(calibration=-0.5),
+        lambda: RecordConfig(held_out=2.0),
+        lambda: RecordConfig(folds=1),
+        lambda: RecordConfig(seed=-1),
+        lambda: PolicyConfig(total_timesteps=0),
+        lambda: AlternationConfig(rounds=-1),
+    ],
+)
+def test_settings_out_of_range_are_refused(make) -> None:
+    with pytest.raises(CeeGymError, match="must be"):
+        make()
 
 
 @pytest.mark.parametrize("loss", ["sampled", "expected"])
@@ -249,9 +317,26 @@ def test_tensorboard_holds_the_curves(setup, tmp_path) -> None:
     assert "exit/exit_layer" in histograms
     regret = [event.value for event in events.Scalars("exit/regret")]
     assert min(regret) >= -1e-6
-    assert any("hparams" in name for name in events.Tags()["tensors"]) or events.PluginTagToContent(
-        "hparams"
-    )
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    start = HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["policy.total_timesteps"].number_value == 600
+    assert start.hparams["hyperparameters.rollouts"].number_value == 4
+    results = json.loads((tmp_path / "run" / "round-1" / "evaluation.json").read_text())
+    point = results["policy"]["p > 1/2"]
+    for name, value in (
+        ("hparam/accuracy", point["accuracy"]),
+        ("hparam/saved_layers", point["saved_layers"]),
+        ("hparam/return", point["mean_return"]),
+    ):
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+
+
+def test_curves_of_a_backbone_go_on_from_round_to_round(setup, tmp_path) -> None:
+    trainer(setup, tmp_path / "run", rounds=2, epochs=2).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("backbone/deployed/loss_layer_01")]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_together_takes_an_agent_with_a_network(setup, tmp_path) -> None:
