@@ -8,6 +8,7 @@ if __name__ == "agents":
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent, load_agent
     from cee_gym.agents.expected_return import ExpectedReturn
+    from cee_gym.agents.longstaff_schwartz import LongstaffSchwartz
     from cee_gym.agents.reinforce import Reinforce
     from cee_gym.agents.rules import Confidence, Entropy, FixedLayer, Patience, RandomExit
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 AGENTS = {
     "reinforce": "cee_gym.agents.reinforce:Reinforce",
     "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
+    "longstaff-schwartz": "cee_gym.agents.longstaff_schwartz:LongstaffSchwartz",
     "confidence": "cee_gym.agents.rules:Confidence",
     "entropy": "cee_gym.agents.rules:Entropy",
     "patience": "cee_gym.agents.rules:Patience",
@@ -29,6 +31,7 @@ _WHERE = {
     "Entropy": "rules",
     "ExpectedReturn": "expected_return",
     "FixedLayer": "rules",
+    "LongstaffSchwartz": "longstaff_schwartz",
     "Patience": "rules",
     "RandomExit": "rules",
     "Reinforce": "reinforce",
@@ -41,6 +44,7 @@ __all__ = [
     "Entropy",
     "ExpectedReturn",
     "FixedLayer",
+    "LongstaffSchwartz",
     "Patience",
     "RandomExit",
     "Reinforce",

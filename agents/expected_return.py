@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from cee_gym.agents.networks import log_exit_distribution
-from cee_gym.agents.policy_agent import PerLayerAgent, Step
+from cee_gym.agents.policy_agent import GradientAgent, Step
 
 
-class ExpectedReturn(PerLayerAgent):
+class ExpectedReturn(GradientAgent):
     """Gradient ascent on the exact expected return.
 
     It learns in recorded environments only.

@@ -55,6 +55,96 @@ class PerLayerAgent(Agent):
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
+        seed: of weights and draws.
+    """
+
+    def __init__(self, *, hidden_width: int = 32, seed: int = 0) -> None:
+        check_number("hidden_width", hidden_width, 0)
+        check_number("seed", seed, 0)
+        self.hidden_width = hidden_width
+        self.seed = seed
+        self.timesteps = 0
+        self.policy: PerLayerPolicy | None = None
+
+    def check_observe(self, parts: Collection[str]) -> None:
+        """See `Agent.check_observe`."""
+        if "layer" not in parts or len(parts) < 2:
+            raise CeeGymError(
+                f"{self.name} has a network per layer: observe 'layer' and at least one other "
+                f"part, not {tuple(parts)}"
+            )
+
+    def make_policy(self, layout: Mapping[str, slice]) -> PerLayerPolicy:
+        """The policy, made at the first call for observations of this layout.
+
+        Raises:
+            CeeGymError: if the observations lack a part the policy needs, or differ from those it
+                learned on.
+        """
+        self.check_observe(layout)
+        if self.policy is None:
+            self.layout = dict(layout)
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                self.policy = self._new_policy()
+        check_layout(self, layout)
+        return self.policy
+
+    def _new_policy(self) -> PerLayerPolicy:
+        layer = self.layout["layer"]
+        width = max(part.stop for part in self.layout.values()) - (layer.stop - layer.start)
+        return PerLayerPolicy(width, layer.stop - layer.start, self.hidden_width)
+
+    def states(self, observations: torch.Tensor) -> torch.Tensor:
+        """The observations without the part that says the layer."""
+        layer = self.layout["layer"]
+        return torch.cat(
+            [observations[..., : layer.start], observations[..., layer.stop :]], dim=-1
+        )
+
+    def exit_probability(self, observations: Floats) -> Floats:
+        """See `Agent.exit_probability`."""
+        policy = self._learned()
+        last = torch.from_numpy(np.ascontiguousarray(observations[:, -1]))
+        with torch.inference_mode():
+            layer = last[:, self.layout["layer"]].argmax(dim=1)
+            return torch.sigmoid(policy.at(self.states(last), layer)).numpy()
+
+    def exit_probabilities(self, observations: Floats) -> Floats:
+        """See `Agent.exit_probabilities`."""
+        policy = self._learned()
+        with torch.inference_mode():
+            chunks = [
+                torch.sigmoid(policy(self.states(torch.from_numpy(np.array(chunk)))))
+                for chunk in np.array_split(observations, -(-len(observations) // 4096))
+            ]
+            return torch.cat(chunks).numpy()
+
+    def _learned(self) -> PerLayerPolicy:
+        if self.policy is None:
+            raise CeeGymError(
+                f"this {self.name} agent has not learned anything yet: call learn first"
+            )
+        return self.policy
+
+    def save_weights(self, path: Path) -> None:
+        """See `Agent.save_weights`."""
+        timesteps = torch.tensor(self.timesteps)
+        save_file({**self._learned().state_dict(), "timesteps": timesteps}, path)
+
+    def load_weights(self, path: Path) -> None:
+        """See `Agent.load_weights`."""
+        weights = load_file(path)
+        self.timesteps = int(weights.pop("timesteps"))
+        self.policy = self._new_policy()
+        self.policy.load_state_dict(weights)
+
+
+class GradientAgent(PerLayerAgent):
+    """One that climbs the gradient of the expected return, or an estimate of it.
+
+    Args:
+        hidden_width: units of the hidden layer of each network, 0 for none.
         learning_rate: of Adam.
         weight_decay: of AdamW.
         batch_size: instances an update.
@@ -70,18 +160,13 @@ class PerLayerAgent(Agent):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        check_number("hidden_width", hidden_width, 0)
+        super().__init__(hidden_width=hidden_width, seed=seed)
         check_number("learning_rate", learning_rate, 0)
         check_number("weight_decay", weight_decay, 0)
         check_number("batch_size", batch_size, 1)
-        check_number("seed", seed, 0)
-        self.hidden_width = hidden_width
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.batch_size = batch_size
-        self.seed = seed
-        self.timesteps = 0
-        self.policy: PerLayerPolicy | None = None
 
     def hyperparameters(self) -> dict[str, Any]:
         """What to construct the agent with, JSON-able."""
@@ -164,81 +249,13 @@ class PerLayerAgent(Agent):
         self.timesteps = curves.timesteps
         return self
 
-    def check_observe(self, parts: Collection[str]) -> None:
-        """See `Agent.check_observe`."""
-        if "layer" not in parts or len(parts) < 2:
-            raise CeeGymError(
-                f"{self.name} has a network per layer: observe 'layer' and at least one other "
-                f"part, not {tuple(parts)}"
-            )
-
     def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
-        """The policy, made at the first call for this layout, and a fresh optimizer.
-
-        Raises:
-            CeeGymError: if the observations lack a part the policy needs, or differ from those it
-                learned on.
-        """
-        self.check_observe(layout)
-        if self.policy is None:
-            self.layout = dict(layout)
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
-                self.policy = self._make_policy()
-        check_layout(self, layout)
+        """`make_policy`, and a fresh optimizer."""
+        policy = self.make_policy(layout)
         optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-        return self.policy, optimizer
-
-    def _make_policy(self) -> PerLayerPolicy:
-        layer = self.layout["layer"]
-        width = max(part.stop for part in self.layout.values()) - (layer.stop - layer.start)
-        return PerLayerPolicy(width, layer.stop - layer.start, self.hidden_width)
-
-    def states(self, observations: torch.Tensor) -> torch.Tensor:
-        """The observations without the part that says the layer."""
-        layer = self.layout["layer"]
-        return torch.cat(
-            [observations[..., : layer.start], observations[..., layer.stop :]], dim=-1
-        )
-
-    def exit_probability(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probability`."""
-        policy = self._learned()
-        last = torch.from_numpy(np.ascontiguousarray(observations[:, -1]))
-        with torch.inference_mode():
-            layer = last[:, self.layout["layer"]].argmax(dim=1)
-            return torch.sigmoid(policy.at(self.states(last), layer)).numpy()
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        policy = self._learned()
-        with torch.inference_mode():
-            chunks = [
-                torch.sigmoid(policy(self.states(torch.from_numpy(np.array(chunk)))))
-                for chunk in np.array_split(observations, -(-len(observations) // 4096))
-            ]
-            return torch.cat(chunks).numpy()
-
-    def _learned(self) -> PerLayerPolicy:
-        if self.policy is None:
-            raise CeeGymError(
-                f"this {self.name} agent has not learned anything yet: call learn first"
-            )
-        return self.policy
-
-    def save_weights(self, path: Path) -> None:
-        """See `Agent.save_weights`."""
-        timesteps = torch.tensor(self.timesteps)
-        save_file({**self._learned().state_dict(), "timesteps": timesteps}, path)
-
-    def load_weights(self, path: Path) -> None:
-        """See `Agent.load_weights`."""
-        weights = load_file(path)
-        self.timesteps = int(weights.pop("timesteps"))
-        self.policy = self._make_policy()
-        self.policy.load_state_dict(weights)
+        return policy, optimizer
 
 
 def env_layout(env: AnyEnv) -> dict[str, slice]:

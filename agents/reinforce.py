@@ -21,20 +21,20 @@ import torch
 
 from cee_gym.agents.base import AnyEnv
 from cee_gym.agents.networks import PerLayerPolicy, log_exit_distribution
-from cee_gym.agents.policy_agent import PerLayerAgent, Played, Step
+from cee_gym.agents.policy_agent import GradientAgent, Played, Step
 from cee_gym.agents.rollouts import play
 from cee_gym.errors import CeeGymError
 
 Baseline = Literal["leave_one_out", "mean"]
 
 
-class Reinforce(PerLayerAgent):
+class Reinforce(GradientAgent):
     """REINFORCE with K rollouts of each instance.
 
     Args:
         rollouts: K, at least 2.
         baseline: `"leave_one_out"`, or `"mean"` as in the paper.
-        **kwargs: see `PerLayerAgent`.
+        **kwargs: see `GradientAgent`.
     """
 
     name: ClassVar[str] = "reinforce"

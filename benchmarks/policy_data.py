@@ -25,7 +25,8 @@ from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task
 from cee_gym.training.config import PolicyConfig, RecordConfig
 from cee_gym.training.fit import FitConfig
-from cee_gym.training.phases import Setup, load_model, policy_env, record, warm_up
+from cee_gym.training.phases import load_model, policy_env, record, warm_up
+from cee_gym.training.setup import Setup
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 WAYS = ("cross_fit", "fitted", "held_out")

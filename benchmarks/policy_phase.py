@@ -24,7 +24,7 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.tasks import get_task
 from cee_gym.training.config import RecordConfig
 from cee_gym.training.losses import loss_per_layer
-from cee_gym.training.phases import Setup
+from cee_gym.training.setup import Setup
 
 ROLLOUTS, BATCH, ALPHA = 8, 32, 0.035
 

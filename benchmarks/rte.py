@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from common import write
 
-from cee_gym.agents import ExpectedReturn, Reinforce
+from cee_gym.agents import ExpectedReturn, LongstaffSchwartz, Reinforce
 from cee_gym.cli import main as cee_gym
 from cee_gym.evaluation.report import report
 from cee_gym.recordings import open_split
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
             "dev_accuracy_per_layer": dev.correct.mean(axis=0).round(4).tolist(),
         }
         policy = PolicyConfig()
-        for kind in (Reinforce, ExpectedReturn):
+        for kind in (Reinforce, ExpectedReturn, LongstaffSchwartz):
             agent = kind(seed=seed).learn(policy_env(recording, policy), policy.total_timesteps)
             tables = [policy_env(recording, policy, s).table for s in ("calibration", "dev")]
             results = report(agent, *tables, ("accuracy",))

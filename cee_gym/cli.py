@@ -78,7 +78,8 @@ class Build:
             recorded_splits,
             shipped_backbone,
         )
-        from cee_gym.training.phases import Setup, record, warm_up
+        from cee_gym.training.phases import record, warm_up
+        from cee_gym.training.setup import Setup
 
         _quiet_transformers()
         id, task_name = _benchmark(self.id)
@@ -149,7 +150,7 @@ class Train:
         """Trains, and prints the evaluation on dev."""
         from cee_gym.evaluation.report import table
         from cee_gym.recordings import find_recording, shipped_backbone
-        from cee_gym.training.phases import Setup
+        from cee_gym.training.setup import Setup
         from cee_gym.training.trainer import ConsistentEETrainer
 
         _quiet_transformers()

@@ -56,7 +56,8 @@ def test_the_labels_are_those_of_the_rows_it_names(shared) -> None:
 def test_the_toy_needs_its_depth(tmp_path) -> None:
     """Figures of `benchmarks/results/toybert.json`, checked anew on dev."""
     from cee_gym.training.config import RecordConfig
-    from cee_gym.training.phases import Setup, record, warm_up
+    from cee_gym.training.phases import record, warm_up
+    from cee_gym.training.setup import Setup
 
     task = get_task("clauses")
     setup = Setup.load(task, str(shipped_backbone(CLAUSES)), None, RecordConfig(folds=2))

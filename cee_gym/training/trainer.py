@@ -14,7 +14,8 @@ from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
 from cee_gym.recordings import open_split
 from cee_gym.training.config import AlternationConfig, PolicyConfig
-from cee_gym.training.phases import Setup, backbone_phase, policy_env, record, warm_up
+from cee_gym.training.phases import backbone_phase, policy_env, record, warm_up
+from cee_gym.training.setup import Setup
 
 
 class ConsistentEETrainer:

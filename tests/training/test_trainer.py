@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -18,42 +17,15 @@ from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
 from cee_gym.models import MultiExitModel
 from cee_gym.recordings import open_split
-from cee_gym.tasks import Task
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
 from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
 from cee_gym.training.fit import FitConfig
-from cee_gym.training.phases import Setup, load_model, record, warm_up
+from cee_gym.training.phases import load_model, record, warm_up
+from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
 from tests.traces import write_recording
-
-WORDS = ["good", "bad", "fine", "poor", "film", "book", "meal", "very"]
-TASK = Task("mood", labels=("negative", "positive"), text="text")
-
-
-def sentences(n: int, split: str, seed: int) -> Dataset:
-    rng = np.random.default_rng(seed)
-    label = rng.integers(2, size=n)
-    mood = [["bad", "poor"], ["good", "fine"]]
-    texts = [
-        " ".join([*rng.choice(WORDS[4:], rng.integers(1, 5)), rng.choice(mood[y])]) for y in label
-    ]
-    return Dataset.from_dict(
-        {"row_id": [f"{split}/{i}" for i in range(n)], "text": texts, "label": label.tolist()}
-    )
-
-
-@pytest.fixture
-def setup(tiny_model, tiny_tokenizer, tmp_path) -> Setup:
-    backbone = tmp_path / "backbone"
-    tiny_model.backbone.save_pretrained(backbone)
-    tiny_tokenizer.save_pretrained(backbone)
-    config = RecordConfig(
-        max_tokens=16, states="float32", warm_up=FitConfig(epochs=2, learning_rate=3e-3)
-    )
-    splits = {"train": sentences(90, "train", 0), "dev": sentences(40, "dev", 1)}
-    return Setup(TASK, str(backbone), splits, config)
-
+from tests.training.conftest import sentences
 
 POLICY = PolicyConfig(total_timesteps=600)
 
@@ -220,6 +192,30 @@ def test_every_option_of_the_rounds_runs_and_moves_the_backbone(
     assert before.fingerprint != after.fingerprint
 
 
+@pytest.mark.parametrize("when", ["once", "each_round"])
+def test_the_policy_learns_with_the_memorized_layers_of_that_recording(
+    setup, tmp_path, monkeypatch, when
+) -> None:
+    used = []
+    make = trainer_module.policy_env
+
+    def watched(recording, policy, split="train", memorized_layers=None):
+        used.append((recording.parent.name, split, memorized_layers))
+        return make(recording, policy, split, memorized_layers)
+
+    monkeypatch.setattr(trainer_module, "policy_env", watched)
+    trainer(setup, tmp_path / "run", rounds=1, memorized_layer=when).train()
+    (given,) = (m for number, split, m in used if (number, split) == ("round-1", "train"))
+    first = memorized_layer(open_split(tmp_path / "run/round-0/recording", "train").correct)
+    assert given is None if when == "each_round" else np.array_equal(given, first)
+    # Neither of the splits that are reported on takes part.
+    assert [split for number, split, _ in used if number == "round-1"] == [
+        "train",
+        "calibration",
+        "dev",
+    ]
+
+
 def test_memorized_layers_computed_once_are_those_of_the_first_recording(setup, tmp_path) -> None:
     run = tmp_path / "run"
     trainer(setup, run, rounds=1, memorized_layer="once").train()
@@ -327,6 +323,7 @@ def test_tensorboard_holds_the_curves(setup, tmp_path) -> None:
         ("hparam/accuracy", point["accuracy"]),
         ("hparam/saved_layers", point["saved_layers"]),
         ("hparam/return", point["mean_return"]),
+        ("eval/regret", results["hindsight"]["mean_return"] - point["mean_return"]),
     ):
         assert events.Scalars(name)[-1].value == pytest.approx(value)
 

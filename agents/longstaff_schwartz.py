@@ -1,0 +1,121 @@
+"""Optimal stopping by regression (Longstaff and Schwartz 2001), made for American options.
+
+Backwards over the layers: with the policy from layer t+1 on known, the reward it realises for each
+instance is known too, so at layer t
+
+    y_i = R_it - R_i,tau(i)      tau(i): where the policy from t+1 on leaves instance i
+
+is regressed on the state, and the policy leaves where the prediction is positive. The label is
+unknown when the policy decides, so here the reward of leaving now has to be predicted as well,
+and the difference is. L-1 ridge regressions, no step size, no sampling.
+
+In learning no instance judges itself: the regression that decides where an instance leaves is
+fitted to the other folds. The weights that are kept are fitted to all.
+"""
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold
+from stable_baselines3.common.logger import Logger
+from tqdm import trange
+
+from cee_gym.agents.base import AnyEnv
+from cee_gym.agents.policy_agent import PerLayerAgent, env_layout, table_of
+from cee_gym.errors import CeeGymError, check_number
+
+PENALTIES = tuple(np.logspace(-1, 5, 13))
+
+
+class LongstaffSchwartz(PerLayerAgent):
+    """Regression backwards over the layers; learns in recorded environments only.
+
+    Its policy is one linear function per layer; the score is the sigmoid of the predicted advantage
+    of leaving now, in units of that advantage's deviation.
+
+    Args:
+        folds: for the cross-fitting.
+        seed: of the folds and, where alpha is a range, of an alpha for each instance.
+    """
+
+    name: ClassVar[str] = "longstaff-schwartz"
+
+    def __init__(self, *, folds: int = 5, seed: int = 0) -> None:
+        super().__init__(hidden_width=0, seed=seed)
+        check_number("folds", folds, 2)
+        self.folds = folds
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What to construct the agent with, JSON-able."""
+        return {"folds": self.folds, "seed": self.seed}
+
+    def learn(
+        self,
+        env: AnyEnv,
+        total_timesteps: int = 0,
+        *,
+        logger: Logger | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """See `Agent.learn`. It takes one pass over all N * L states, whatever is asked for.
+
+        Raises:
+            CeeGymError: if the environment is not a recorded one.
+        """
+        table = table_of(env)
+        if table is None:
+            raise CeeGymError(
+                f"{self.name} needs all rewards of an instance at once, which {env} does not "
+                "have: use a recorded environment, or the agent 'reinforce'"
+            )
+        policy = self.make_policy(env_layout(env))
+        rng = np.random.default_rng(self.seed)
+        alpha = rng.uniform(*table.alpha, size=len(table.trace))
+        observations = torch.from_numpy(np.array(table.observations))
+        if table.alpha_column is not None:
+            observations[:, :, table.alpha_column] = torch.from_numpy(alpha[:, None]).float()
+        states = self.states(observations).numpy()
+        rewards = table.rewards(alpha)
+        weight, bias = _regress(states, rewards, self.folds, self.seed, progress_bar)
+        with torch.no_grad():
+            policy.weight.copy_(torch.from_numpy(weight))
+            policy.bias.copy_(torch.from_numpy(bias))
+        self.timesteps += rewards.size
+        return self
+
+
+def _regress(
+    states: np.ndarray, rewards: np.ndarray, folds: int, seed: int, progress_bar: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[L, D]` and biases `[L]` of the scaled advantage of leaving.
+
+    Args:
+        states: `[N, L, D]`.
+        rewards: `[N, L]`.
+        folds: for the cross-fitting.
+        seed: of the folds.
+        progress_bar: show progress.
+    """
+    num_instances, num_layers, width = states.shape
+    splits = list(
+        KFold(min(folds, num_instances), shuffle=True, random_state=seed).split(states[:, 0])
+    )
+    weight, bias = np.zeros((num_layers, width)), np.zeros(num_layers)
+    bias[-1] = 1.0  # the last exit is forced
+    realised = rewards[:, -1].copy()
+    for layer in trange(num_layers - 2, -1, -1, desc="regress", disable=not progress_bar):
+        mean, deviation = states[:, layer].mean(axis=0), states[:, layer].std(axis=0) + 1e-6
+        x = (states[:, layer] - mean) / deviation
+        y = rewards[:, layer] - realised
+        unit = y.std() + 1e-12
+        whole = RidgeCV(alphas=PENALTIES).fit(x, y)
+        weight[layer] = whole.coef_ / deviation / unit
+        bias[layer] = whole.intercept_ / unit - weight[layer] @ mean
+        predicted = np.empty(num_instances)
+        for others, own in splits:
+            fitted = RidgeCV(alphas=[whole.alpha_]).fit(x[others], y[others])
+            predicted[own] = fitted.predict(x[own])
+        realised = np.where(predicted > 0, rewards[:, layer], realised)
+    return weight, bias

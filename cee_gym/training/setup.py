@@ -1,0 +1,135 @@
+"""What the phases that touch text and backbone share."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from cee_gym.errors import BackboneError, first_line
+from cee_gym.models import EncodedText, MultiExitConfig, MultiExitModel, load_tokenizer
+from cee_gym.tasks import Task, load_splits
+from cee_gym.training.config import RecordConfig
+from cee_gym.training.partition import Partition, partition
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Text, backbone, and how they are warmed up and recorded.
+
+    Attributes:
+        task: whose text.
+        backbone: hub name or path of an encoder, or of a `MultiExitModel`, whose heads are then
+            kept.
+        splits: the text.
+        config: how to warm up and record.
+    """
+
+    task: Task
+    backbone: str
+    splits: dict[str, Dataset]
+    config: RecordConfig
+
+    @classmethod
+    def load(cls, task: Task, backbone: str, data: str | None, config: RecordConfig) -> "Setup":
+        """Loads the text.
+
+        Raises:
+            DataError: if it cannot be reached or does not fit the task.
+        """
+        return cls(task, backbone, load_splits(task, data), config)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Names the text and its labels: equal for two setups if and only if these are."""
+        digest = hashlib.sha256()
+        for split, data in sorted(self.splits.items()):
+            digest.update(json.dumps([split, data.to_dict()], sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def partition(self) -> Partition:
+        """How the rows of train are shared out."""
+        config = self.config
+        return partition(
+            len(self.splits["train"]),
+            config.policy_data,
+            held_out=config.held_out,
+            calibration=config.calibration,
+            folds=config.folds,
+            seed=config.seed,
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's."""
+        return load_tokenizer(self.backbone)
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """Where texts are cut: as asked for, or at the backbone's own limit."""
+        return self.initial_model().config.max_tokens
+
+    @cached_property
+    def text(self) -> dict[str, EncodedText]:
+        """The splits in token ids."""
+        return {
+            split: EncodedText(data, self.tokenizer, self.max_tokens)
+            for split, data in self.splits.items()
+        }
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The device and precision to train with."""
+        return Accelerator(mixed_precision=self.config.precision)
+
+    @cached_property
+    def has_heads(self) -> bool:
+        """Whether the backbone is a `MultiExitModel` already, and there is nothing to warm up."""
+        try:
+            return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
+        except (OSError, ValueError, ImportError) as error:
+            raise BackboneError(
+                f"backbone {self.backbone} cannot be loaded ({first_line(error)}): give a local "
+                "directory, run this where the hub can be reached, or use an id that is recorded "
+                "here (cee-gym envs)"
+            ) from error
+
+    def initial_model(self) -> MultiExitModel:
+        """The model before the warm-up; the same for every fold.
+
+        Raises:
+            BackboneError: if it cannot be loaded.
+        """
+        if self.has_heads:
+            model = MultiExitModel.from_pretrained(self.backbone, dtype=torch.float32)
+            if model.num_labels != len(self.task.labels):
+                raise BackboneError(
+                    f"{self.backbone} has exits for {model.num_labels} classes, but task "
+                    f"{self.task.name} has {len(self.task.labels)}"
+                )
+            return model
+        return MultiExitModel.from_backbone(
+            self.backbone,
+            self.task.labels,
+            pooler=self.config.pooler,
+            pooling=self.config.pooling,
+            max_tokens=self.config.max_tokens,
+            task=self.task.name,
+            seed=self.config.seed,
+        )
+
+    def description(self, split: str) -> dict[str, object]:
+        """What a trace of this split says about where it comes from."""
+        return {
+            "task": self.task.name,
+            "split": split,
+            "backbone": Path(self.backbone).name,
+            "policy_data": self.config.policy_data,
+            "seed": self.config.seed,
+        }

@@ -1,0 +1,55 @@
+"""The learning curves: what is recorded, under which tag, against a plain count."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from cee_gym.agents.curves import Curves
+
+
+class _Kept(KVWriter):
+    """Keeps every point of the curves."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, Any]]] = []
+
+    def write(self, key_values, key_excluded, step=0) -> None:
+        self.points.append((step, dict(key_values)))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_point_holds_the_means_since_the_last_one() -> None:
+    kept = _Kept()
+    curves = Curves(Logger(None, [kept]), 200, 1000, num_layers=4, progress_bar=False, name="x")
+    # One rollout left at layer 1 and three at layer 4; a timestep too few for a point of its own.
+    loss = torch.tensor(2.0)
+    first = {"returns": -1.0, "hindsight": 0.0, "accuracy": 0.5, "loss": loss}
+    curves.update(1, np.array([1, 0, 0, 3]), **first)
+    assert not kept.points
+    second = {"returns": -3.0, "hindsight": -1.0, "accuracy": 1.0, "loss": 3 * loss}
+    curves.update(199, np.array([0, 4, 0, 0]), **second)
+    assert curves.done
+    ((step, point),) = kept.points
+    assert step == 1200
+    assert point["rollout/ep_rew_mean"] == pytest.approx(-2.0)
+    assert point["exit/regret"] == pytest.approx((1.0 + 2.0) / 2)
+    assert point["exit/accuracy"] == point["rollout/success_rate"] == pytest.approx(0.75)
+    assert point["train/loss"] == pytest.approx(4.0)
+    mean_exit = (1 + 3 * 4 + 4 * 2) / 8
+    assert point["exit/mean_exit_layer"] == point["rollout/ep_len_mean"] == mean_exit
+    assert point["exit/saved_layers"] == pytest.approx(1 - mean_exit / 4)
+    layers, counts = np.unique(point["exit/exit_layer"].numpy(), return_counts=True)
+    assert dict(zip(layers, counts, strict=True)) == {1: 125, 2: 500, 4: 375}
+
+
+def test_what_is_not_known_is_not_recorded() -> None:
+    kept = _Kept()
+    curves = Curves(Logger(None, [kept]), 1, 0, num_layers=2, progress_bar=False, name="x")
+    unknown = {"hindsight": None, "accuracy": None}
+    curves.update(1, np.array([1, 0]), returns=0.0, loss=torch.tensor(0.0), **unknown)
+    assert not {"exit/regret", "exit/accuracy"} & kept.points[0][1].keys()

@@ -1,0 +1,83 @@
+"""Longstaff-Schwartz on problems whose answer is known."""
+
+import numpy as np
+import pytest
+
+from cee_gym.agents import LongstaffSchwartz, load_agent
+from cee_gym.agents.longstaff_schwartz import _regress
+from cee_gym.envs import EarlyExitEnv
+from cee_gym.errors import CeeGymError
+from cee_gym.returns import first_exit
+from tests.agents.test_gradients import _Live, known_problem
+from tests.traces import write_trace
+
+
+def realised(agent, env: EarlyExitEnv, alpha: float) -> float:
+    exits = first_exit(agent.exit_probabilities(env.observations) > 0.5)
+    return env.table.rewards(alpha)[np.arange(len(exits)), exits - 1].mean()
+
+
+def test_it_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:
+    env, best = known_problem(tmp_path)
+    assert realised(LongstaffSchwartz().learn(env), env, 0.0) == pytest.approx(best)
+
+
+def test_it_finds_the_optimal_stopping_rule_of_a_linear_problem() -> None:
+    """Leaving now pays x, leaving later 0 in the mean: the optimum is to leave where x > 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 1))
+    states = np.stack([x, np.zeros_like(x)], axis=1)
+    noise = rng.normal(size=(4000, 2))
+    rewards = np.concatenate([x, np.zeros_like(x)], axis=1) + noise
+    weight, bias = _regress(states, rewards, folds=5, seed=0, progress_bar=False)
+    assert weight[0, 0] > 0
+    assert abs(bias[0] / weight[0, 0]) < 0.1  # the boundary
+    assert bias[1] > 0  # the last exit is forced
+
+
+def test_noise_is_not_mistaken_for_foresight() -> None:
+    """With more features than instances an instance that judged itself would seem to gain a lot."""
+    rng = np.random.default_rng(0)
+    states, rewards = rng.normal(size=(80, 3, 200)), rng.normal(size=(80, 3))
+    fresh_states, fresh = rng.normal(size=(4000, 3, 200)), rng.normal(size=(4000, 3))
+    weight, bias = _regress(states, rewards, folds=5, seed=0, progress_bar=False)
+    scores = np.einsum("nld,ld->nl", fresh_states, weight) + bias
+    exits = first_exit(scores > 0) - 1
+    assert abs(fresh[np.arange(4000), exits].mean()) < 0.06
+    # The ridge has found that there is nothing to find.
+    assert np.abs(np.einsum("nld,ld->nl", states, weight))[:, :2].mean() < 0.5
+
+
+def test_it_is_read_back_as_it_was(tmp_path) -> None:
+    env = EarlyExitEnv(trace=write_trace(tmp_path / "t", n=60))
+    agent = LongstaffSchwartz(folds=3, seed=2).learn(env)
+    agent.save(tmp_path / "agent")
+    again = load_agent(tmp_path / "agent")
+    assert isinstance(again, LongstaffSchwartz)
+    assert again.hyperparameters() == {"folds": 3, "seed": 2}
+    whole = agent.exit_probabilities(env.observations)
+    np.testing.assert_array_equal(again.exit_probabilities(env.observations), whole)
+    for t in range(1, 5):
+        single = again.exit_probability(env.observations[:, :t])
+        np.testing.assert_allclose(single, whole[:, t - 1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_higher_price_makes_it_leave_earlier(tmp_path) -> None:
+    trace = write_trace(tmp_path / "t", n=300)
+    depth = []
+    for alpha in (0.0, 0.3, 1.0):
+        env = EarlyExitEnv(trace=trace, alpha=alpha, hardness=None)
+        agent = LongstaffSchwartz().learn(env)
+        depth.append(first_exit(agent.exit_probabilities(env.observations) > 0.5).mean())
+    assert depth[0] > depth[1] > depth[2]
+
+
+def test_it_needs_the_tables(tmp_path) -> None:
+    env = _Live(EarlyExitEnv(trace=write_trace(tmp_path / "t")))
+    with pytest.raises(CeeGymError, match="recorded environment"):
+        LongstaffSchwartz().learn(env)
+
+
+def test_one_fold_is_refused() -> None:
+    with pytest.raises(CeeGymError, match="folds must be at least 2"):
+        LongstaffSchwartz(folds=1)
