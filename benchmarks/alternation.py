@@ -21,8 +21,7 @@ from policy_data import BACKBONES
 
 from cee_gym.agents import Reinforce
 from cee_gym.tasks import get_task
-from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
-from cee_gym.training.fit import FitConfig
+from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
 from cee_gym.training.partition import PolicyData
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer

@@ -23,8 +23,7 @@ from cee_gym.evaluation.curve import Threshold, accuracy_speed_curve, evaluate_a
 from cee_gym.hardness import memorized_layer
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task
-from cee_gym.training.config import PolicyConfig, RecordConfig
-from cee_gym.training.fit import FitConfig
+from cee_gym.training.config import FitConfig, PolicyConfig, RecordConfig
 from cee_gym.training.phases import load_model, policy_env, record, warm_up
 from cee_gym.training.setup import Setup
 

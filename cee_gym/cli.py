@@ -118,8 +118,8 @@ class Train:
     """Trains a policy on a recording, or policy and backbone in turn.
 
     Attributes:
-        id: of the benchmark; MODULE:ID imports a module of yours first.
-        agent: reinforce or expected-return.
+        id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
+        agent: reinforce, expected-return, longstaff-schwartz, or a rule; see the README.
         backbone: hub name or directory; with it the run warms up and records its own backbone.
         data: a directory with train, dev and optionally test, or a hub name; by default the task's
             own.
@@ -154,15 +154,14 @@ class Train:
         from cee_gym.training.trainer import ConsistentEETrainer
 
         _quiet_transformers()
-        id, task_name = _benchmark(self.id)
-        task = _task(task_name)
+        if self.backbone is not None and self.trace is not None:
+            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
+        id, task_name = self._id_and_task()
         agent = _make_agent(self.agent, self.set, self.record.seed)
         output = self.output or Path("runs") / f"{id}-{self.agent}-seed{self.record.seed}"
         backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:
             backbone = shipped_backbone(id)
-        if self.backbone is not None and self.trace is not None:
-            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
         if self.data is not None and backbone is None and not self.alternation.rounds:
             raise CeeGymError(
                 "--data is text for a backbone: give --backbone too, or leave --data out to train "
@@ -170,7 +169,7 @@ class Train:
             )
         setup = recording = None
         if backbone is not None:
-            setup = Setup.load(task, str(backbone), self.data, self.record)
+            setup = Setup.load(_task(task_name), str(backbone), self.data, self.record)
         elif self.alternation.rounds:
             raise CeeGymError(
                 f"--rounds {self.alternation.rounds} trains the backbone as well, which takes its "
@@ -186,10 +185,27 @@ class Train:
             recording=recording,
             policy=self.policy,
             alternation=self.alternation,
-            metrics=task.metrics,
+            metrics=_metrics(task_name),
         )
         print(table(trainer.train(resume=self.resume)))
         print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
+
+    def _id_and_task(self) -> tuple[str, str]:
+        from cee_gym.recordings import open_split
+
+        own = self.id == "EarlyExit"
+        if self.trace is None:
+            if own:
+                raise CeeGymError("EarlyExit is a recording of your own: give --trace PATH")
+            return _benchmark(self.id)
+        recorded = open_split(self.trace, "train").header["task"]
+        id, task = (self.id, recorded) if own else _benchmark(self.id)
+        if task != recorded:
+            raise CeeGymError(
+                f"the recording at {self.trace} is of task {recorded}, not {task}: "
+                f"cee-gym train EarlyExit --trace {self.trace}"
+            )
+        return id, task
 
 
 @dataclass(frozen=True)
@@ -207,7 +223,7 @@ class Evaluate:
     split: Literal["dev", "test"] = "dev"
 
     def run(self) -> None:
-        """Evaluates, prints the table and writes `evaluation.json` and `evaluation.png`."""
+        """Evaluates, prints the table and writes it as JSON, and as a plot."""
         from cee_gym.agents.base import load_agent
         from cee_gym.evaluation.report import report, table, write
         from cee_gym.training.phases import policy_env
@@ -246,12 +262,10 @@ class Evaluate:
                 f"({before}, now {calibration.trace.fingerprint}): train again"
             )
         results = report(load_agent(rounds[-1] / "agent"), calibration, dev, metrics)
-        write(results, directory, f"{directory.name}, {rounds[-1].name}")
+        name = "evaluation" if self.split == "dev" else f"evaluation-{self.split}"
+        write(results, directory / name, f"{directory.name}, {rounds[-1].name}")
         print(table(results))
-        print(
-            f"\ntrace {results['trace']}; {directory / 'evaluation.json'}, "
-            f"{directory / 'evaluation.png'}"
-        )
+        print(f"\ntrace {results['trace']}; {directory / name}.json, {directory / name}.png")
 
 
 Command = Envs | Build | Train | Evaluate
@@ -310,6 +324,13 @@ def _benchmark(given: str) -> tuple[str, str]:
     return id, BENCHMARKS[id]
 
 
+def _metrics(task: str) -> tuple[str, ...]:
+    """Those of a task; accuracy where a recording is of one that is not known here."""
+    from cee_gym.tasks import get_task, task_names
+
+    return get_task(task).metrics if task in task_names() else ("accuracy",)
+
+
 def _task(name: str) -> Any:
     from cee_gym.tasks import get_task
 
@@ -321,7 +342,7 @@ def _make_agent(name: str, settings: tuple[str, ...], seed: int) -> Any:
 
     kind = agent_class(name)
     known = kind().hyperparameters()
-    given: dict[str, Any] = {"seed": seed}
+    given: dict[str, Any] = {"seed": seed} if "seed" in known else {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in known:

@@ -251,7 +251,7 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
 def test_evaluate_names_what_is_missing(tmp_path, capsys) -> None:
     assert "no run at" in refused(capsys, "evaluate", "nothing")
     recording = write_recording(tmp_path / "r")
-    main(f"train EarlyExit-BERT-RTE --trace {recording} --output run --total-timesteps 500".split())
+    main(f"train EarlyExit --trace {recording} --output run --total-timesteps 500".split())
     capsys.readouterr()
     assert "no split 'test'" in refused(capsys, "evaluate", "run", "--split", "test")
     file = recording / "dev" / "states.npy"
@@ -269,7 +269,7 @@ def test_evaluate_names_what_is_missing(tmp_path, capsys) -> None:
 
 def test_a_run_is_evaluated_from_any_directory(tmp_path, monkeypatch, capsys) -> None:
     write_recording(tmp_path / "r")
-    train = "train EarlyExit-BERT-RTE --trace r --output run --total-timesteps 500"
+    train = "train EarlyExit --trace r --output run --total-timesteps 500"
     main(train.split())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -289,3 +289,24 @@ def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:
         capsys, "build", "EarlyExit-BERT-MNLI", "--backbone", str(backbone), "--data", str(three)
     )
     assert "2 classes" in message
+
+
+def test_a_recording_of_ones_own_trains_by_the_plain_id(tmp_path, capsys) -> None:
+    recording = write_recording(tmp_path / "r")
+    main(["train", "EarlyExit", "--trace", str(recording), "--output", "own"])
+    assert "hindsight" in capsys.readouterr().out
+    assert "give --trace" in refused(capsys, "train", "EarlyExit")
+    message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--trace", str(recording))
+    assert "is of task made-up, not rte: cee-gym train EarlyExit --trace" in message
+
+
+def test_every_agent_trains_from_the_command_line(capsys) -> None:
+    from cee_gym.agents import AGENTS
+
+    reads = {"confidence": "confidence", "entropy": "entropy", "patience": "probs"}
+    for agent in AGENTS:
+        observe = [reads[agent]] if agent in reads else ["hidden", "layer"]
+        given = f"--agent {agent} --total-timesteps 2000 --observe {' '.join(observe)}"
+        main(["train", "EarlyExit-BERT-RTE", *given.split()])
+        assert f"{agent}, p > 1/2" in capsys.readouterr().out
+    assert "reads probs" in refused(capsys, "train", "EarlyExit-BERT-RTE", "--agent", "patience")

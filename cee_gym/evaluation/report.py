@@ -164,9 +164,7 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(results: Mapping[str, Any], directory: Path, title: str) -> None:
-    """Writes `evaluation.json` and `evaluation.png`."""
-    (directory / "evaluation.json").write_text(
-        json.dumps(results, indent=1, allow_nan=False) + "\n"
-    )
-    plot(results, directory / "evaluation.png", title)
+def write(results: Mapping[str, Any], path: Path, title: str) -> None:
+    """Writes `PATH.json` and `PATH.png`."""
+    path.with_suffix(".json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    plot(results, path.with_suffix(".png"), title)

@@ -6,8 +6,42 @@ from typing import Literal
 from cee_gym.envs.observation import layout_of
 from cee_gym.errors import check_number
 from cee_gym.reward import alpha_range
-from cee_gym.training.fit import FitConfig
 from cee_gym.training.partition import PolicyData
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast.
+
+    AdamW with linear decay and no warm-up steps, as in the paper's scripts.
+
+    Attributes:
+        epochs: passes over the rows.
+        batch_size: rows an update.
+        learning_rate: at the start; decays linearly to 0.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def check(self, name: str) -> None:
+        """Refuses settings out of range.
+
+        Args:
+            name: of the run, for the message.
+
+        Raises:
+            CeeGymError: naming the setting.
+        """
+        check_number(f"{name}.epochs", self.epochs, 0)
+        check_number(f"{name}.batch_size", self.batch_size, 1)
+        for setting in ("learning_rate", "weight_decay", "max_grad_norm"):
+            check_number(f"{name}.{setting}", getattr(self, setting), 0)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ The warm-up and every backbone phase are such a run.
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,48 +15,13 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from cee_gym.errors import check_number
 from cee_gym.models.encoding import EncodedText, Rows
 from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
+from cee_gym.training.config import FitConfig
 from cee_gym.training.losses import loss_per_layer
 
 # From what the model gives for a batch, its losses [B, L] and labels [B], to the scalar to descend.
 Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How long and how fast.
-
-    AdamW with linear decay and no warm-up steps, as in the paper's scripts.
-
-    Attributes:
-        epochs: passes over the rows.
-        batch_size: rows an update.
-        learning_rate: at the start; decays linearly to 0.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-    """
-
-    epochs: int = 5
-    batch_size: int = 16
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-
-    def check(self, name: str) -> None:
-        """Refuses settings out of range.
-
-        Args:
-            name: of the run, for the message.
-
-        Raises:
-            CeeGymError: naming the setting.
-        """
-        check_number(f"{name}.epochs", self.epochs, 0)
-        check_number(f"{name}.batch_size", self.batch_size, 1)
-        for setting in ("learning_rate", "weight_decay", "max_grad_norm"):
-            check_number(f"{name}.{setting}", getattr(self, setting), 0)
 
 
 def fit(

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from cee_gym.errors import DataError
-from cee_gym.models.encoding import Rows
 
 PolicyData = Literal["held_out", "cross_fit", "fitted"]
 DEPLOYED = "deployed"
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from cee_gym.models import MultiExitModel, MultiExitOutput
 from cee_gym.recordings import open_split
 from cee_gym.reward import Reward, alpha_range
 from cee_gym.trace import read_out
-from cee_gym.training.config import AlternationConfig, PolicyConfig
-from cee_gym.training.fit import FitConfig, Objective, fit
+from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig
+from cee_gym.training.fit import Objective, fit
 from cee_gym.training.losses import at_sampled_exit, over_exits, weighted_joint
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.setup import Setup

@@ -5,8 +5,7 @@ import pytest
 from datasets import Dataset
 
 from cee_gym.tasks import Task
-from cee_gym.training.config import RecordConfig
-from cee_gym.training.fit import FitConfig
+from cee_gym.training.config import FitConfig, RecordConfig
 from cee_gym.training.setup import Setup
 
 WORDS = ["good", "bad", "fine", "poor", "film", "book", "meal", "very"]

@@ -19,8 +19,7 @@ from cee_gym.models import MultiExitModel
 from cee_gym.recordings import open_split
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
-from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
-from cee_gym.training.fit import FitConfig
+from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
 from cee_gym.training.phases import load_model, record, warm_up
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
