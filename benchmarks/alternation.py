@@ -1,15 +1,12 @@
-"""The whole loop on real text: dev accuracy and saved layers before and after alternating.
+r"""The whole loop on real text: dev accuracy and saved layers before and after alternating.
 
-Over seeds:
+    python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR \
+        --policy-data held_out --epochs 3 --learning-rate 1e-4
 
-    python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR
-
-Goes on where it was stopped, and takes the warm-up from `policy_data.py` where that ran in the same
---work directory.
+Over seeds. Goes on where it was stopped.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +59,6 @@ def main(args: Args) -> None:
     seeds: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         output = args.work / f"alternation-{args.task}-{seed}"
-        warmed_up = args.work / f"{args.task}-{args.policy_data}-{seed}"
-        if (warmed_up / "recording").exists() and not output.exists():
-            for name in ("models", "recording"):
-                shutil.copytree(warmed_up / name, output / "round-0" / name)
         setup = Setup.load(
             task,
             str(args.models / BACKBONES[args.task]),
