@@ -23,10 +23,6 @@ class BackboneError(CeeGymError):
     """A backbone cannot be reached, or its layers cannot be run one at a time."""
 
 
-class MissingExtraError(CeeGymError):
-    """A feature needs packages that one of the optional extras installs."""
-
-
 def check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
     """Refuses a setting out of range, NaN and infinity among them.
 

@@ -4,14 +4,13 @@ from cee_gym.errors import (
     BackboneError,
     CeeGymError,
     DataError,
-    MissingExtraError,
     TraceError,
     did_you_mean,
     first_line,
 )
 
 
-@pytest.mark.parametrize("kind", [TraceError, DataError, BackboneError, MissingExtraError])
+@pytest.mark.parametrize("kind", [TraceError, DataError, BackboneError])
 def test_every_message_for_the_user_is_one_kind_of_error(kind: type[Exception]) -> None:
     assert issubclass(kind, CeeGymError)
     assert issubclass(kind, ValueError)

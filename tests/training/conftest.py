@@ -8,14 +8,14 @@ from cee_gym.tasks import Task
 from cee_gym.training.config import FitConfig, RecordConfig
 from cee_gym.training.setup import Setup
 
-WORDS = ["good", "bad", "fine", "poor", "film", "book", "meal", "very"]
+WORDS = ["good", "bad", "very", "not", "cat", "dog", "mat", "tree"]
 TASK = Task("mood", labels=("negative", "positive"), text="text")
 
 
 def sentences(n: int, split: str, seed: int) -> Dataset:
     rng = np.random.default_rng(seed)
     label = rng.integers(2, size=n)
-    mood = [["bad", "poor"], ["good", "fine"]]
+    mood = [["bad", "not"], ["good", "very"]]
     texts = [
         " ".join([*rng.choice(WORDS[4:], rng.integers(1, 5)), rng.choice(mood[y])]) for y in label
     ]

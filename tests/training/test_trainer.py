@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -17,6 +18,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
 from cee_gym.models import MultiExitModel
 from cee_gym.recordings import open_split
+from cee_gym.tasks import get_task
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
 from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
@@ -344,3 +346,49 @@ def test_together_takes_an_agent_with_a_network(setup, tmp_path) -> None:
         alternation=AlternationConfig(rounds=1, phases="together"),
     )
     assert run.train()["agent"] == "expected-return"
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_the_folds_heads_read_the_deployed_backbones_states(shared, tmp_path) -> None:
+    """Only because all backbones start from the same weights, pooler and heads.
+
+    `benchmarks/results/policy_data_mcid.json` measures the same on all of M-CID.
+    """
+    config = RecordConfig(
+        policy_data="cross_fit",
+        folds=2,
+        pooling="mean",
+        warm_up=FitConfig(epochs=6, learning_rate=3e-4),
+    )
+    backbone, data = shared / "models" / "minilm-l6-h384", shared / "data" / "mcid"
+    setup = Setup.load(get_task("mcid"), str(backbone), str(data), config)
+    some = np.random.default_rng(0).permutation(len(setup.splits["train"]))[:400]
+    setup.splits["train"] = setup.splits["train"].select(some)
+    warm_up(setup, tmp_path / "models")
+    text = setup.text["dev"]
+    rows = np.arange(len(text))
+    deployed = load_model(tmp_path / "models" / "deployed").eval()
+    inputs, labels = text.batch(rows, deployed.device), text.labels[rows][:, None]
+    with torch.inference_mode():
+        states = deployed(**inputs).states
+        for name in ("fold-1", "fold-2"):
+            fold = load_model(tmp_path / "models" / name).eval()
+            own = (fold(**inputs).logits.argmax(-1) == labels).float().mean(0)
+            pairs = zip(fold.heads, states.unbind(1), strict=True)
+            read = torch.stack([head(state) for head, state in pairs], dim=1)
+            transferred = (read.argmax(-1) == labels).float().mean(0)
+            assert own[-1] > 0.6
+            assert (transferred >= own - 0.05).all(), (own, transferred)
+
+
+def test_the_measured_transfer_is_as_good_as_the_readme_says() -> None:
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "policy_data_mcid.json"
+    rows = [row for row in json.loads(file.read_text())["rows"] if "transfer" in row]
+    assert len(rows) == 3
+    for row in rows:
+        own, other = (
+            np.array(row["transfer"][f"fold_heads_on_{states}_states"])
+            for states in ("own", "deployed")
+        )
+        assert (other >= own - 0.01).all()
