@@ -24,7 +24,7 @@ from tqdm import trange
 
 from cee_gym.agents.base import AnyEnv
 from cee_gym.agents.policy_agent import PerLayerAgent, env_layout, table_of
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import check_number
 
 PENALTIES = tuple(np.logspace(-1, 5, 13))
 
@@ -66,17 +66,11 @@ class LongstaffSchwartz(PerLayerAgent):
         """
         table = table_of(env)
         if table is None:
-            raise CeeGymError(
-                f"{self.name} needs all rewards of an instance at once, which {env} does not "
-                "have: use a recorded environment, or the agent 'reinforce'"
-            )
+            raise self.needs_tables(env)
         policy = self.make_policy(env_layout(env))
         rng = np.random.default_rng(self.seed)
         alpha = rng.uniform(*table.alpha, size=len(table.trace))
-        observations = torch.from_numpy(np.array(table.observations))
-        if table.alpha_column is not None:
-            observations[:, :, table.alpha_column] = torch.from_numpy(alpha[:, None]).float()
-        states = self.states(observations).numpy()
+        states = self.states(torch.from_numpy(table.observe(slice(None), alpha))).numpy()
         rewards = table.rewards(alpha)
         weight, bias = _regress(states, rewards, self.folds, self.seed, progress_bar)
         with torch.no_grad():

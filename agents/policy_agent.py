@@ -74,6 +74,13 @@ class PerLayerAgent(Agent):
                 f"part, not {tuple(parts)}"
             )
 
+    def needs_tables(self, env: AnyEnv) -> CeeGymError:
+        """The error of an agent that cannot learn where only one state is shown at a time."""
+        return CeeGymError(
+            f"{self.name} needs all rewards of an instance at once, which {env} does not have: use "
+            "a recorded environment, or the agent 'reinforce'"
+        )
+
     def make_policy(self, layout: Mapping[str, slice]) -> PerLayerPolicy:
         """The policy, made at the first call for observations of this layout.
 
@@ -196,10 +203,7 @@ class GradientAgent(PerLayerAgent):
         Raises:
             CeeGymError: if the agent cannot learn there.
         """
-        raise CeeGymError(
-            f"{self.name} needs all rewards of an instance at once, which {env} does not have: use "
-            "a recorded environment, or the agent 'reinforce'"
-        )
+        raise self.needs_tables(env)
 
     def learn(
         self,
@@ -301,8 +305,6 @@ class TableBatches:
             self._order = self._rng.permutation(len(self._table.trace))
         rows, self._order = np.split(self._order, [self._batch_size])
         alpha = self._rng.uniform(*self._table.alpha, size=len(rows))
-        observations = self._table.observations[rows]
-        if self._table.alpha_column is not None:
-            observations[:, :, self._table.alpha_column] = alpha[:, None]
+        observations = self._table.observe(rows, alpha)
         rewards = self._table.quality[rows] - alpha[:, None] * self._table.price[rows]
         return rows, torch.from_numpy(observations), torch.from_numpy(rewards.astype(np.float32))

@@ -59,6 +59,20 @@ class ExitTable:
         price = np.asarray(alpha, dtype=np.float64).reshape(-1, 1) * self.price
         return self.quality.astype(np.float64) - price
 
+    def observe(
+        self, rows: npt.NDArray[np.integer[Any]] | slice, alpha: float | npt.ArrayLike
+    ) -> npt.NDArray[np.float32]:
+        """A copy of some instances' observations, float32 `[B, L, D]`, at a price of one layer.
+
+        Args:
+            rows: of the instances.
+            alpha: a number, or one per instance `[B]`; written where the episodes draw their own.
+        """
+        observations = np.array(self.observations[rows])
+        if self.alpha_column is not None:
+            observations[:, :, self.alpha_column] = np.asarray(alpha).reshape(-1, 1)
+        return observations
+
     @property
     def alpha_column(self) -> int | None:
         """The column of an observation that each episode sets to its alpha, if there is one."""

@@ -84,9 +84,7 @@ def _scores(agent: Agent, table: ExitTable, alpha: float) -> npt.NDArray[np.floa
         return agent.exit_probabilities(table.observations)
     chunks = []
     for start in range(0, len(table.observations), 4096):
-        observations = table.observations[start : start + 4096].copy()
-        observations[:, :, table.alpha_column] = alpha
-        chunks.append(agent.exit_probabilities(observations))
+        chunks.append(agent.exit_probabilities(table.observe(slice(start, start + 4096), alpha)))
     return np.concatenate(chunks)
 
 
