@@ -60,3 +60,11 @@ def did_you_mean(word: str, known: list[str]) -> str:
     near = get_close_matches(word.lower(), [k.lower() for k in known], n=3, cutoff=0.6)
     spelt = [k for n in near for k in known if k.lower() == n]
     return f"did you mean {' or '.join(spelt)}?" if spelt else f"known: {', '.join(sorted(known))}"
+
+
+def unreachable_backbone(name: str, error: BaseException) -> BackboneError:
+    """The error for a backbone that cannot be loaded: why, and the three ways out."""
+    return BackboneError(
+        f"backbone {name} cannot be loaded ({first_line(error)}): give a local directory, run "
+        "this where the hub can be reached, or use an id that is recorded here (cee-gym envs)"
+    )

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from cee_gym.errors import BackboneError, first_line
+from cee_gym.errors import BackboneError, first_line, unreachable_backbone
 from cee_gym.models.layers import LayerCall, layer_calls, make_shell
 
 
@@ -149,11 +149,7 @@ class MultiExitModel(PreTrainedModel):
                 output_loading_info=True,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise BackboneError(
-                f"backbone {name_or_path} cannot be loaded ({first_line(error)}): give a local "
-                "directory, run this where the hub can be reached, or use an id that is recorded "
-                "here (cee-gym envs)"
-            ) from error
+            raise unreachable_backbone(name_or_path, error) from error
         attention = backbone.config._attn_implementation
         config = MultiExitConfig(
             backbone_config=backbone.config,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from cee_gym.errors import BackboneError, first_line
+from cee_gym.errors import BackboneError, unreachable_backbone
 from cee_gym.models import EncodedText, MultiExitConfig, MultiExitModel, load_tokenizer
 from cee_gym.tasks import Task, load_splits
 from cee_gym.training.config import RecordConfig
@@ -94,11 +94,7 @@ class Setup:
         try:
             return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
         except (OSError, ValueError, ImportError) as error:
-            raise BackboneError(
-                f"backbone {self.backbone} cannot be loaded ({first_line(error)}): give a local "
-                "directory, run this where the hub can be reached, or use an id that is recorded "
-                "here (cee-gym envs)"
-            ) from error
+            raise unreachable_backbone(self.backbone, error) from error
 
     def initial_model(self) -> MultiExitModel:
         """The model before the warm-up; the same for every fold.
