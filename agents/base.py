@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Self
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import SyncVectorEnv
 from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents import AGENTS
+from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, did_you_mean, first_line
 
 Floats = npt.NDArray[np.float32]
@@ -28,10 +30,30 @@ class Agent(ABC):
     Attributes:
         name: on the command line.
         layout: where each part of an observation stands, in the environment the agent learned in.
+        alpha_range: the lowest and highest price of one layer there.
     """
 
     name: ClassVar[str]
     layout: dict[str, slice]
+    alpha_range: tuple[float, float]
+
+    def bind(self, env: AnyEnv) -> None:
+        """Takes what an environment shows, at the first call; later refuses to be shown another.
+
+        Raises:
+            CeeGymError: if the environment is none of ours, its observations lack a part the agent
+                needs, or they are not those it learned on.
+        """
+        layout, alpha_range = _shown(env)
+        self.check_observe(layout)
+        if not hasattr(self, "layout"):
+            self.layout, self.alpha_range = layout, alpha_range
+        check_layout(self, layout)
+        if "alpha" in layout and alpha_range != self.alpha_range:
+            raise CeeGymError(
+                f"this {self.name} agent learned with alpha from {_span(self.alpha_range)}, not "
+                f"{_span(alpha_range)}: give the same range"
+            )
 
     def check_observe(self, parts: Collection[str]) -> None:  # noqa: B027
         """Refuses observations made of these parts, if the agent cannot learn from them.
@@ -97,6 +119,7 @@ class Agent(ABC):
             "agent": self.name,
             "version": VERSION,
             "layout": {part: [place.start, place.stop] for part, place in self.layout.items()},
+            "alpha_range": list(self.alpha_range),
             "hyperparameters": self.hyperparameters(),
         }
         (directory / "agent.json").write_text(json.dumps(description, indent=1) + "\n")
@@ -147,6 +170,7 @@ def load_agent(directory: str | Path) -> Agent:
     try:
         agent = kind(**description["hyperparameters"])
         agent.layout = {part: slice(*place) for part, place in description["layout"].items()}
+        agent.alpha_range = tuple(description["alpha_range"])
         agent.load_weights(directory / "agent.safetensors")
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise CeeGymError(
@@ -170,3 +194,24 @@ def check_layout(agent: Agent, layout: Mapping[str, slice]) -> None:
             f"this {agent.name} agent reads {sizes[0]}, but the observations are {sizes[1]}: it "
             "was trained on another backbone, depth or choice of parts"
         )
+
+
+def table_of(env: AnyEnv) -> ExitTable | None:
+    """The table behind a recorded environment, None for any other."""
+    table: ExitTable | None = getattr(env.unwrapped, "table", None)
+    return table
+
+
+def _shown(env: AnyEnv) -> tuple[dict[str, slice], tuple[float, float]]:
+    """Where each part of an observation stands, and the range of alpha."""
+    inner: Any = env.unwrapped
+    try:
+        if isinstance(inner, SyncVectorEnv):
+            inner = inner.envs[0].unwrapped
+        return dict(inner.layout), inner.alpha_range
+    except AttributeError:
+        raise CeeGymError(f"agents learn in the environments of cee-gym, not in {env}") from None
+
+
+def _span(alpha_range: tuple[float, float]) -> str:
+    return f"{alpha_range[0]:g} to {alpha_range[1]:g}"

@@ -22,8 +22,8 @@ from sklearn.model_selection import KFold
 from stable_baselines3.common.logger import Logger
 from tqdm import trange
 
-from cee_gym.agents.base import AnyEnv
-from cee_gym.agents.policy_agent import PerLayerAgent, env_layout, table_of
+from cee_gym.agents.base import AnyEnv, table_of
+from cee_gym.agents.policy_agent import PerLayerAgent
 from cee_gym.errors import check_number
 
 PENALTIES = tuple(np.logspace(-1, 5, 13))
@@ -67,7 +67,7 @@ class LongstaffSchwartz(PerLayerAgent):
         table = table_of(env)
         if table is None:
             raise self.needs_tables(env)
-        policy = self.make_policy(env_layout(env))
+        policy = self.make_policy(env)
         rng = np.random.default_rng(self.seed)
         alpha = rng.uniform(*table.alpha, size=len(table.trace))
         states = self.states(torch.from_numpy(table.observe(slice(None), alpha))).numpy()

@@ -12,14 +12,25 @@ class PerLayerPolicy(nn.Module):
     `hidden_width=0`; all layers are computed at once. At the start every exit is equally likely:
     layer t leaves with probability `1/(L - t + 1)`.
 
+    With a `rule`, the logit is that of a confidence threshold plus what the network says, and the
+    network says nothing at the start: the policy begins as the rule, soft around its threshold.
+
     Args:
         width: D.
         num_layers: L.
         hidden_width: units of the hidden layer, 0 for none.
+        rule: what to add; None for nothing.
     """
 
-    def __init__(self, width: int, num_layers: int, hidden_width: int = 32) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        hidden_width: int = 32,
+        rule: "ConfidenceRule | None" = None,
+    ) -> None:
         super().__init__()
+        self.rule = rule
         fan_in = hidden_width or width
         if hidden_width:
             self.hidden_weight = nn.Parameter(
@@ -30,14 +41,18 @@ class PerLayerPolicy(nn.Module):
         self.weight = nn.Parameter(0.1 * _uniform(num_layers, fan_in, fan_in=fan_in))
         exits_left = torch.arange(num_layers, 0, -1).float()
         self.bias = nn.Parameter(torch.logit(1 / exits_left, eps=1e-3))
+        if rule is not None:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of leaving each layer, `[B, L]`, given the states of all layers `[B, L, D]`."""
+        rule = 0.0 if self.rule is None else self.rule(states)
         if hasattr(self, "hidden_weight"):
             states = gelu(
                 torch.einsum("bld,ldk->blk", states, self.hidden_weight) + self.hidden_bias
             )
-        return (states * self.weight).sum(dim=-1) + self.bias
+        return (states * self.weight).sum(dim=-1) + self.bias + rule
 
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
@@ -45,6 +60,38 @@ class PerLayerPolicy(nn.Module):
         # weights by row.
         logits = self(states[:, None].expand(-1, len(self.bias), -1))
         return logits.gather(1, layer[:, None])[:, 0]
+
+
+class ConfidenceRule(nn.Module):
+    """The logit of leaving by a confidence threshold: `gain * (logit(confidence) - threshold)`.
+
+    It is above 0 exactly where confidence is above the threshold; gain and threshold are learned
+    on, from where they are set.
+
+    Args:
+        confidence: the column of a state that holds the confidence.
+        alpha: the column with the price of one layer, scaled to -1..1: the threshold is then
+            linear in it. None where the price is not observed.
+    """
+
+    def __init__(self, confidence: int, alpha: int | None) -> None:
+        super().__init__()
+        self.confidence, self.alpha = confidence, alpha
+        self.gain = nn.Parameter(torch.tensor(1.0))
+        # As a logit: at the middle of alpha's range, and how much it changes up to its end.
+        self.threshold = nn.Parameter(torch.zeros(2))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits `[...]` given states `[..., D]`."""
+        threshold = self.threshold[0]
+        if self.alpha is not None:
+            threshold = threshold + self.threshold[1] * states[..., self.alpha]
+        return self.gain * (confidence_logit(states[..., self.confidence]) - threshold)
+
+
+def confidence_logit(confidence: torch.Tensor) -> torch.Tensor:
+    """The logit of a probability, finite where it is 0 or 1."""
+    return torch.logit(confidence, eps=1e-6)
 
 
 def log_exit_distribution(logits: torch.Tensor) -> torch.Tensor:

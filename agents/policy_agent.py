@@ -1,22 +1,24 @@
 """What the agents with a network per layer share: how it is made, decides and is kept."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Floats, check_layout
+from cee_gym.agents.base import Agent, AnyEnv, Floats, table_of
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.networks import PerLayerPolicy
+from cee_gym.agents.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
 from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.returns import first_exit
+
+Start = Literal["equally_likely", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,27 @@ class Played(Step):
 class PerLayerAgent(Agent):
     """An agent whose policy is `PerLayerPolicy`.
 
-    Its networks read all parts of the observation but `layer`, which picks the network.
+    Its networks read all parts of the observation but `layer`, which picks the network; alpha,
+    where it is observed, is scaled from its range to -1..1.
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
+        start: begin with all exits `equally_likely`, or from the `confidence` rule: a threshold on
+            the confidence, which must be observed, plus a learned part that begins at 0. The
+            threshold is the one with the highest return on what the agent learns from (0.9 where
+            there are no tables to find it in).
         seed: of weights and draws.
     """
 
-    def __init__(self, *, hidden_width: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self, *, hidden_width: int = 32, start: Start = "equally_likely", seed: int = 0
+    ) -> None:
         check_number("hidden_width", hidden_width, 0)
         check_number("seed", seed, 0)
+        if start not in ("equally_likely", "confidence"):
+            raise CeeGymError(f"start {start!r} is unknown: use 'equally_likely' or 'confidence'")
         self.hidden_width = hidden_width
+        self.start: Start = start
         self.seed = seed
         self.timesteps = 0
         self.policy: PerLayerPolicy | None = None
@@ -73,41 +85,66 @@ class PerLayerAgent(Agent):
                 f"{self.name} has a network per layer: observe 'layer' and at least one other "
                 f"part, not {tuple(parts)}"
             )
+        if self.start == "confidence" and "confidence" not in parts:
+            raise CeeGymError(
+                f"{self.name} is to start from the confidence rule: observe 'confidence' too, not "
+                f"only {tuple(parts)}"
+            )
 
     def needs_tables(self, env: AnyEnv) -> CeeGymError:
         """The error of an agent that cannot learn where only one state is shown at a time."""
         return CeeGymError(
             f"{self.name} needs all rewards of an instance at once, which {env} does not have: use "
-            "a recorded environment, or the agent 'reinforce'"
+            "a recorded environment, or the agent 'reinforce' or 'ppo'"
         )
 
-    def make_policy(self, layout: Mapping[str, slice]) -> PerLayerPolicy:
-        """The policy, made at the first call for observations of this layout.
+    def make_policy(self, env: AnyEnv) -> PerLayerPolicy:
+        """The policy, made at the first call.
 
         Raises:
             CeeGymError: if the observations lack a part the policy needs, or differ from those it
                 learned on.
         """
-        self.check_observe(layout)
+        self.bind(env)
         if self.policy is None:
-            self.layout = dict(layout)
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
-                self.policy = self._new_policy()
-        check_layout(self, layout)
+            self.policy = self._new_policy()
+            table = table_of(env)
+            if self.policy.rule is not None and table is not None:
+                _set_threshold(self.policy.rule, table)
         return self.policy
 
     def _new_policy(self) -> PerLayerPolicy:
         layer = self.layout["layer"]
-        width = max(part.stop for part in self.layout.values()) - (layer.stop - layer.start)
-        return PerLayerPolicy(width, layer.stop - layer.start, self.hidden_width)
+        num_layers = layer.stop - layer.start
+        width = max(part.stop for part in self.layout.values()) - num_layers
+        rule = None
+        if self.start == "confidence":
+            confidence = self._column("confidence")
+            assert confidence is not None
+            rule = ConfidenceRule(confidence, self._column("alpha"))
+            with torch.no_grad():
+                rule.threshold[0] = confidence_logit(torch.tensor(0.9))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return PerLayerPolicy(width, num_layers, self.hidden_width, rule)
+
+    def _column(self, part: str) -> int | None:
+        """Where a part of width 1 stands in `states`, None if it is not observed."""
+        if part not in self.layout:
+            return None
+        column, layer = self.layout[part].start, self.layout["layer"]
+        return column if column < layer.start else column - (layer.stop - layer.start)
 
     def states(self, observations: torch.Tensor) -> torch.Tensor:
-        """The observations without the part that says the layer."""
+        """The observations without the part that says the layer, alpha scaled to -1..1."""
         layer = self.layout["layer"]
-        return torch.cat(
+        states = torch.cat(
             [observations[..., : layer.start], observations[..., layer.stop :]], dim=-1
         )
+        alpha, (low, high) = self._column("alpha"), self.alpha_range
+        if alpha is not None and low < high:
+            states[..., alpha] = 2 * (states[..., alpha] - low) / (high - low) - 1
+        return states
 
     def exit_probability(self, observations: Floats) -> Floats:
         """See `Agent.exit_probability`."""
@@ -152,6 +189,7 @@ class GradientAgent(PerLayerAgent):
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
+        start: see `PerLayerAgent`.
         learning_rate: of Adam.
         weight_decay: of AdamW.
         batch_size: instances an update.
@@ -162,12 +200,13 @@ class GradientAgent(PerLayerAgent):
         self,
         *,
         hidden_width: int = 32,
+        start: Start = "equally_likely",
         learning_rate: float = 3e-4,
         weight_decay: float = 0.0,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__(hidden_width=hidden_width, seed=seed)
+        super().__init__(hidden_width=hidden_width, start=start, seed=seed)
         check_number("learning_rate", learning_rate, 0)
         check_number("weight_decay", weight_decay, 0)
         check_number("batch_size", batch_size, 1)
@@ -179,6 +218,7 @@ class GradientAgent(PerLayerAgent):
         """What to construct the agent with, JSON-able."""
         return {
             "hidden_width": self.hidden_width,
+            "start": self.start,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
             "batch_size": self.batch_size,
@@ -214,7 +254,8 @@ class GradientAgent(PerLayerAgent):
         progress_bar: bool = False,
     ) -> Self:
         """See `Agent.learn`."""
-        policy, optimizer = self.prepare(env_layout(env))
+        policy = self.make_policy(env)
+        optimizer = self.make_optimizer(policy)
         rng = np.random.default_rng((self.seed, self.timesteps))
         table = table_of(env)
         batches = None if table is None else TableBatches(table, self.batch_size, rng)
@@ -253,35 +294,28 @@ class GradientAgent(PerLayerAgent):
         self.timesteps = curves.timesteps
         return self
 
-    def prepare(self, layout: Mapping[str, slice]) -> tuple[PerLayerPolicy, torch.optim.Optimizer]:
-        """`make_policy`, and a fresh optimizer."""
-        policy = self.make_policy(layout)
-        optimizer = torch.optim.AdamW(
+    def make_optimizer(self, policy: PerLayerPolicy) -> torch.optim.Optimizer:
+        """A fresh optimizer."""
+        return torch.optim.AdamW(
             policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-        return policy, optimizer
 
 
-def env_layout(env: AnyEnv) -> dict[str, slice]:
-    """Where each part of an observation stands, in any environment of cee-gym.
+def _set_threshold(rule: ConfidenceRule, table: ExitTable) -> None:
+    """Sets the rule to the thresholds of highest return on a table.
 
-    Raises:
-        CeeGymError: if the environment is none of ours.
+    Where alpha is a range, to the line through those at five prices.
     """
-    try:
-        if isinstance(env.unwrapped, SyncVectorEnv):
-            layout: dict[str, slice] = env.unwrapped.get_attr("layout")[0]
-        else:
-            layout = env.unwrapped.layout  # type: ignore[union-attr]
-    except AttributeError:
-        raise CeeGymError(f"agents learn in the environments of cee-gym, not in {env}") from None
-    return layout
-
-
-def table_of(env: AnyEnv) -> ExitTable | None:
-    """The table behind a recorded environment, None for any other."""
-    table: ExitTable | None = getattr(env.unwrapped, "table", None)
-    return table
+    logits = confidence_logit(torch.from_numpy(table.trace.confidence)).numpy()
+    grid = np.unique(np.quantile(logits[:, :-1], np.linspace(0, 1, 99)))
+    exits = np.stack([first_exit(logits > threshold) for threshold in grid]) - 1
+    low, high = table.alpha
+    prices = np.linspace(low, high, 5) if low < high else np.array([low])
+    rows = np.arange(len(logits))
+    best = [grid[table.rewards(alpha)[rows, exits].mean(axis=1).argmax()] for alpha in prices]
+    change, base = np.polyfit(np.linspace(-1, 1, 5), best, 1) if len(best) > 1 else (0.0, best[0])
+    with torch.no_grad():
+        rule.threshold.copy_(torch.tensor([base, change]))
 
 
 class TableBatches:

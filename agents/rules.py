@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, AnyEnv, Floats
-from cee_gym.agents.policy_agent import env_layout
 from cee_gym.errors import CeeGymError, check_number
 
 
@@ -44,9 +43,7 @@ class Rule(Agent):
         progress_bar: bool = False,
     ) -> Self:
         """Takes the layout of the observations; there is nothing else to learn."""
-        layout = env_layout(env)
-        self.check_observe(layout)
-        self.layout = dict(layout)
+        self.bind(env)
         return self
 
     def exit_probability(self, observations: Floats) -> Floats:

@@ -59,7 +59,8 @@ def main(args: Args) -> None:
         collection = time.perf_counter() - start
         env = EarlyExitEnv(trace=trace, alpha=ALPHA)
         agent = Reinforce(rollouts=ROLLOUTS, batch_size=BATCH)
-        policy, optimizer = agent.prepare(env.layout)
+        policy = agent.make_policy(env)
+        optimizer = agent.make_optimizer(policy)
         rng = np.random.default_rng(0)
 
         def update(observations: torch.Tensor, rewards: torch.Tensor) -> None:

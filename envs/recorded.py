@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy.typing as npt
 
@@ -71,6 +72,7 @@ class EarlyExitEnv(EpisodeEnv):
 
     Attributes:
         table: all states and rewards, for agents that use them; see `cee_gym.envs.table.ExitTable`.
+        arguments: what an environment over the same table is made with.
     """
 
     def __init__(
@@ -88,6 +90,14 @@ class EarlyExitEnv(EpisodeEnv):
         self.table: ExitTable = open_table(
             recording, trace, split, alpha, hardness, quality, cost, observe
         )
+        self.arguments: dict[str, Any] = {
+            "trace": self.table.trace,
+            "alpha": alpha,
+            "hardness": hardness,
+            "quality": quality,
+            "cost": cost,
+            "observe": observe,
+        }
         self._alpha_column = self.table.alpha_column
         super().__init__(
             num_instances=len(self.table.trace),

@@ -24,7 +24,7 @@ from cee_gym.envs.episode import (
     check_options,
 )
 from cee_gym.envs.observation import allowed_alpha, space_of
-from cee_gym.envs.recorded import table_readings
+from cee_gym.envs.recorded import EarlyExitEnv, table_readings
 from cee_gym.envs.table import ExitTable, open_table
 from cee_gym.errors import CeeGymError
 from cee_gym.trace import Trace
@@ -134,6 +134,11 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         self._layer = np.zeros(num_envs, dtype=np.int64)  # 0 before the first reset, never after
         self._alpha = np.full(num_envs, low)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+
+    @classmethod
+    def of(cls, env: EarlyExitEnv, num_envs: int) -> "EarlyExitVectorEnv":
+        """The scalar environment `env`, `num_envs` times."""
+        return cls(num_envs, **env.arguments)
 
     @property
     def observations(self) -> Observation:

@@ -319,7 +319,9 @@ def observe_output(output: MultiExitOutput, agent: Agent, alpha: np.ndarray) -> 
 def _improver(agent: Agent, policy: PolicyConfig, seed: int) -> Callable[..., None]:
     """A function that takes one step of the policy on a batch of the backbone phase."""
     assert isinstance(agent, GradientAgent)
-    network, optimizer = agent.prepare(agent.layout)
+    network = agent.policy
+    assert network is not None
+    optimizer = agent.make_optimizer(network)
     rng = np.random.default_rng(seed)
     reward = Reward(
         quality=policy.quality, hardness=None if policy.hardness == "none" else policy.hardness

@@ -121,7 +121,7 @@ def test_tables_and_episodes_give_the_same_gradient_for_the_same_uniforms(
     else:
         env = EarlyExitEnv(trace=trace, alpha=0.1)
     agent = Reinforce(rollouts=4, seed=3)
-    policy, _ = agent.prepare(env.layout)
+    policy = agent.make_policy(env)
     instances = np.array([2, 0, 5])
     uniforms = np.random.default_rng(0).random((3, 4, L), dtype=np.float32)
 
@@ -182,6 +182,10 @@ class _Live(gym.Wrapper):
     def layout(self):
         return self.env.unwrapped.layout
 
+    @property
+    def alpha_range(self):
+        return self.env.unwrapped.alpha_range
+
 
 @pytest.mark.parametrize("kind", [ExpectedReturn, Reinforce])
 def test_agents_reach_the_known_optimum_of_a_small_problem(tmp_path, kind) -> None:
@@ -230,7 +234,7 @@ def test_reinforce_learns_where_there_are_no_tables(tmp_path) -> None:
 
 def _fresh(agent: Reinforce, env: EarlyExitEnv) -> Reinforce:
     twin = Reinforce(**agent.hyperparameters())
-    twin.prepare(env.layout)
+    twin.make_policy(env)
     return twin
 
 

@@ -1,5 +1,7 @@
 """What the backbone phase descends, against its formula."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from cee_gym.agents import Reinforce
 from cee_gym.envs.observation import layout_of
 from cee_gym.models import MultiExitOutput
+from cee_gym.reward import alpha_range
 from cee_gym.training import fit, phases
 from cee_gym.training.config import AlternationConfig, PolicyConfig
 from cee_gym.training.losses import loss_per_layer, over_exits
@@ -19,7 +22,9 @@ ROWS = np.arange(6)
 
 def an_agent(**settings) -> Reinforce:
     agent = Reinforce(**settings)
-    agent.prepare(layout_of(POLICY.observe, num_layers=3, width=16, num_labels=2))
+    layout = layout_of(POLICY.observe, num_layers=3, width=16, num_labels=2)
+    shown = SimpleNamespace(layout=layout, alpha_range=alpha_range(POLICY.price))
+    agent.make_policy(SimpleNamespace(unwrapped=shown))
     return agent
 
 
