@@ -7,19 +7,37 @@ if __name__ == "agents":
 
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent, load_agent
+    from cee_gym.agents.cat import CAT
+    from cee_gym.agents.constrained import Constrained
     from cee_gym.agents.expected_return import ExpectedReturn
+    from cee_gym.agents.learning_to_exit import LearningToExit
     from cee_gym.agents.longstaff_schwartz import LongstaffSchwartz
+    from cee_gym.agents.ppo import PPO
     from cee_gym.agents.reinforce import Reinforce
-    from cee_gym.agents.rules import Confidence, Entropy, FixedLayer, Patience, RandomExit
+    from cee_gym.agents.rules import (
+        PCEE,
+        Confidence,
+        Entropy,
+        FixedLayer,
+        Patience,
+        RandomExit,
+        Saturation,
+    )
 
 # By command-line name.
 AGENTS = {
     "reinforce": "cee_gym.agents.reinforce:Reinforce",
+    "ppo": "cee_gym.agents.ppo:PPO",
     "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
+    "constrained": "cee_gym.agents.constrained:Constrained",
     "longstaff-schwartz": "cee_gym.agents.longstaff_schwartz:LongstaffSchwartz",
     "confidence": "cee_gym.agents.rules:Confidence",
     "entropy": "cee_gym.agents.rules:Entropy",
     "patience": "cee_gym.agents.rules:Patience",
+    "pcee": "cee_gym.agents.rules:PCEE",
+    "saturation": "cee_gym.agents.rules:Saturation",
+    "learning-to-exit": "cee_gym.agents.learning_to_exit:LearningToExit",
+    "cat": "cee_gym.agents.cat:CAT",
     "fixed-layer": "cee_gym.agents.rules:FixedLayer",
     "random": "cee_gym.agents.rules:RandomExit",
 }
@@ -27,27 +45,39 @@ AGENTS = {
 _WHERE = {
     "Agent": "base",
     "load_agent": "base",
+    "CAT": "cat",
     "Confidence": "rules",
+    "Constrained": "constrained",
     "Entropy": "rules",
     "ExpectedReturn": "expected_return",
     "FixedLayer": "rules",
+    "LearningToExit": "learning_to_exit",
     "LongstaffSchwartz": "longstaff_schwartz",
+    "PCEE": "rules",
+    "PPO": "ppo",
     "Patience": "rules",
     "RandomExit": "rules",
     "Reinforce": "reinforce",
+    "Saturation": "rules",
 }
 
 __all__ = [
     "AGENTS",
+    "CAT",
+    "PCEE",
+    "PPO",
     "Agent",
     "Confidence",
+    "Constrained",
     "Entropy",
     "ExpectedReturn",
     "FixedLayer",
+    "LearningToExit",
     "LongstaffSchwartz",
     "Patience",
     "RandomExit",
     "Reinforce",
+    "Saturation",
     "load_agent",
 ]
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,9 @@ from stable_baselines3.common.logger import Logger
 from cee_gym.agents import AGENTS
 from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, did_you_mean, first_line
+
+if TYPE_CHECKING:
+    from cee_gym.agents.at_alpha import AtAlpha
 
 Floats = npt.NDArray[np.float32]
 AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
@@ -31,11 +34,15 @@ class Agent(ABC):
         name: on the command line.
         layout: where each part of an observation stands, in the environment the agent learned in.
         alpha_range: the lowest and highest price of one layer there.
+        model: the fingerprint of the weights whose states it learned on last; None where it is not
+            known.
     """
 
     name: ClassVar[str]
     layout: dict[str, slice]
     alpha_range: tuple[float, float]
+    model: str | None = None
+    _recording: Path | None = None
 
     def bind(self, env: AnyEnv) -> None:
         """Takes what an environment shows, at the first call; later refuses to be shown another.
@@ -54,6 +61,9 @@ class Agent(ABC):
                 f"this {self.name} agent learned with alpha from {_span(self.alpha_range)}, not "
                 f"{_span(alpha_range)}: give the same range"
             )
+        if (table := table_of(env)) is not None:
+            self.model = table.trace.header.get("model")
+            self._recording = table.trace.path.parent
 
     def check_observe(self, parts: Collection[str]) -> None:  # noqa: B027
         """Refuses observations made of these parts, if the agent cannot learn from them.
@@ -93,6 +103,49 @@ class Agent(ABC):
     def exit_probabilities(self, observations: Floats) -> Floats:
         """`exit_probability` at every layer of whole traces, `[N, L]`, given `[N, L, D]`."""
 
+    def at(self, *, alpha: float) -> "AtAlpha":
+        """This agent held at one price of a layer, if it learned at every price of a range.
+
+        Raises:
+            CeeGymError: if it did not, or not at this one.
+        """
+        from cee_gym.agents.at_alpha import AtAlpha
+
+        return AtAlpha(self, alpha)
+
+    def for_budget(self, *, saved_layers: float, on: AnyEnv | None = None) -> "AtAlpha":
+        """This agent at the lowest price where it saves at least this share of the layers.
+
+        Args:
+            saved_layers: `1 - mean(exit_layer)/L`, in [0, 1).
+            on: a recorded environment of the split to choose on; None for the calibration split of
+                the recording it has just learned on.
+
+        Raises:
+            CeeGymError: if it did not learn at every price of a range, saves less at any, or there
+                is no split to choose on.
+        """
+        from cee_gym.agents.at_alpha import check_conditioned, for_budget
+        from cee_gym.envs import EarlyExitEnv
+
+        check_conditioned(self)
+        if on is None:
+            if self._recording is None:
+                raise CeeGymError(
+                    f"this {self.name} agent has not learned in a recorded environment just now: "
+                    "give on=, an environment of split 'calibration'"
+                )
+            on = EarlyExitEnv(
+                trace=self._recording,
+                split="calibration",
+                alpha=self.alpha_range,
+                observe=self.observe,
+            )
+        table = table_of(on)
+        if table is None:
+            raise CeeGymError(f"for_budget chooses on a recorded environment, not on {on}")
+        return for_budget(self, saved_layers, table)
+
     @property
     def observe(self) -> tuple[str, ...]:
         """The parts of an observation the agent was trained on, in order."""
@@ -115,14 +168,18 @@ class Agent(ABC):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.save_weights(directory / "agent.safetensors")
-        description = {
+        (directory / "agent.json").write_text(json.dumps(self.description(), indent=1) + "\n")
+
+    def description(self) -> dict[str, Any]:
+        """All of the agent but its weights, JSON-able."""
+        return {
             "agent": self.name,
             "version": VERSION,
             "layout": {part: [place.start, place.stop] for part, place in self.layout.items()},
             "alpha_range": list(self.alpha_range),
+            "model": self.model,
             "hyperparameters": self.hyperparameters(),
         }
-        (directory / "agent.json").write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -140,16 +197,56 @@ class Agent(ABC):
 
 
 def agent_class(name: str) -> type[Agent]:
-    """The agent with this command-line name.
+    """The agent of ours with this command-line name.
 
     Raises:
         CeeGymError: if there is none; names the nearest ones.
     """
     if name not in AGENTS:
-        raise CeeGymError(f"unknown agent {name!r}: {did_you_mean(name, list(AGENTS))}")
+        names = [*AGENTS, "sb3:ALGORITHM", "sb3-contrib:ALGORITHM"]
+        raise CeeGymError(f"unknown agent {name!r}: {did_you_mean(name, names)}")
     module, _, attribute = AGENTS[name].partition(":")
     found: type[Agent] = getattr(import_module(module), attribute)
     return found
+
+
+def make_agent(name: str, **hyperparameters: Any) -> Agent:
+    """An agent that has not learned yet.
+
+    Args:
+        name: on the command line; `"sb3:ppo"`, `"sb3-contrib:trpo"` and the like are the algorithms
+            of Stable-Baselines3 and sb3-contrib.
+        **hyperparameters: those that differ from their defaults.
+
+    Raises:
+        CeeGymError: if there is no such agent or hyper-parameter, or a value is out of range.
+    """
+    known = hyperparameter_defaults(name)
+    for key in hyperparameters:
+        if key not in known:
+            hint = did_you_mean(key, list(known))
+            raise CeeGymError(f"{name} has no hyper-parameter {key!r}: {hint}")
+    if ":" in name:
+        from cee_gym.agents.sb3_agent import SB3Agent
+
+        return SB3Agent(name, **hyperparameters)
+    return agent_class(name)(**hyperparameters)
+
+
+def hyperparameter_defaults(name: str) -> dict[str, Any]:
+    """The hyper-parameters of an agent and their defaults, all JSON-able.
+
+    Raises:
+        CeeGymError: if there is no such agent.
+
+    >>> hyperparameter_defaults("confidence")
+    {'threshold': 0.9}
+    """
+    if ":" in name:
+        from cee_gym.agents.sb3_agent import defaults
+
+        return defaults(name)
+    return agent_class(name)().hyperparameters()
 
 
 def load_agent(directory: str | Path) -> Agent:
@@ -166,16 +263,20 @@ def load_agent(directory: str | Path) -> Agent:
         raise CeeGymError(f"there is no agent at {directory} ({error})") from None
     if version != VERSION:
         raise CeeGymError(f"the agent at {directory} is of version {version}, not {VERSION}")
-    kind = agent_class(name)
     try:
-        agent = kind(**description["hyperparameters"])
+        agent = make_agent(name, **description["hyperparameters"])
         agent.layout = {part: slice(*place) for part, place in description["layout"].items()}
         agent.alpha_range = tuple(description["alpha_range"])
+        agent.model = description["model"]
         agent.load_weights(directory / "agent.safetensors")
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise CeeGymError(
             f"the agent at {directory} is damaged ({first_line(error)}): train it again"
         ) from error
+    if "held" in description:
+        from cee_gym.agents.at_alpha import AtAlpha
+
+        return AtAlpha(agent, **description["held"])
     return agent
 
 
@@ -193,6 +294,23 @@ def check_layout(agent: Agent, layout: Mapping[str, slice]) -> None:
         raise CeeGymError(
             f"this {agent.name} agent reads {sizes[0]}, but the observations are {sizes[1]}: it "
             "was trained on another backbone, depth or choice of parts"
+        )
+
+
+def check_model(agent: Agent, model: str | None) -> None:
+    """Refuses to let an agent decide about the states of another model.
+
+    Args:
+        agent: what decides.
+        model: the fingerprint of the weights; None where it is not known.
+
+    Raises:
+        CeeGymError: naming both.
+    """
+    if model is not None and agent.model is not None and model != agent.model:
+        raise CeeGymError(
+            f"this {agent.name} agent learned on the states of model {agent.model}, not {model}: "
+            "their numbers mean other things, so train an agent on this model"
         )
 
 

@@ -70,7 +70,8 @@ class LongstaffSchwartz(PerLayerAgent):
         policy = self.make_policy(env)
         rng = np.random.default_rng(self.seed)
         alpha = rng.uniform(*table.alpha, size=len(table.trace))
-        states = self.states(torch.from_numpy(table.observe(slice(None), alpha))).numpy()
+        observations = torch.from_numpy(table.observe(slice(None), alpha))
+        states = policy.seen(self.states(observations)).numpy()
         rewards = table.rewards(alpha)
         weight, bias = _regress(states, rewards, self.folds, self.seed, progress_bar)
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, logsigmoid
+from torch.nn.functional import gelu, logsigmoid, one_hot
 
 
 class PerLayerPolicy(nn.Module):
@@ -20,7 +20,13 @@ class PerLayerPolicy(nn.Module):
         num_layers: L.
         hidden_width: units of the hidden layer, 0 for none.
         rule: what to add; None for nothing.
+        bounds: float32 `[2, D]`, the lowest and highest value of each column of a state, where the
+            networks are to see it scaled; equal where they are to see it as it is. A few numbers
+            would else be drowned by hundreds of hidden ones, as all weights start alike.
     """
+
+    shift: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(
         self,
@@ -28,9 +34,15 @@ class PerLayerPolicy(nn.Module):
         num_layers: int,
         hidden_width: int = 32,
         rule: "ConfidenceRule | None" = None,
+        bounds: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.rule = rule
+        low, high = torch.zeros(2, width) if bounds is None else bounds
+        bounded = low < high
+        reach = max(1.0, width**0.5 / 2)
+        self.register_buffer("shift", torch.where(bounded, (low + high) / 2, 0.0))
+        self.register_buffer("scale", torch.where(bounded, 2 * reach / (high - low), 1.0))
         fan_in = hidden_width or width
         if hidden_width:
             self.hidden_weight = nn.Parameter(
@@ -48,18 +60,25 @@ class PerLayerPolicy(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of leaving each layer, `[B, L]`, given the states of all layers `[B, L, D]`."""
         rule = 0.0 if self.rule is None else self.rule(states)
+        seen = self.seen(states)
         if hasattr(self, "hidden_weight"):
-            states = gelu(
-                torch.einsum("bld,ldk->blk", states, self.hidden_weight) + self.hidden_bias
-            )
-        return (states * self.weight).sum(dim=-1) + self.bias + rule
+            seen = gelu(torch.einsum("bld,ldk->blk", seen, self.hidden_weight) + self.hidden_bias)
+        return (seen * self.weight).sum(dim=-1) + self.bias + rule
+
+    def seen(self, states: torch.Tensor) -> torch.Tensor:
+        """States as the networks see them: scaled where they have bounds."""
+        return (states - self.shift) * self.scale
 
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
-        # All layers' networks on every state: L small products in one, cheaper than gathering
-        # weights by row.
-        logits = self(states[:, None].expand(-1, len(self.bias), -1))
-        return logits.gather(1, layer[:, None])[:, 0]
+        # States of one layer side by side, as many rows as the fullest layer has: cheaper than all
+        # layers' networks on every state, and than gathering weights by row.
+        num_layers = len(self.bias)
+        row = one_hot(layer, num_layers).cumsum(dim=0).gather(1, layer[:, None])[:, 0] - 1
+        height = int(layer.bincount(minlength=num_layers).max())
+        sorted_states = states.new_zeros(height, num_layers, states.shape[1])
+        sorted_states[row, layer] = states
+        return self(sorted_states)[row, layer]
 
 
 class ConfidenceRule(nn.Module):
@@ -70,22 +89,28 @@ class ConfidenceRule(nn.Module):
 
     Args:
         confidence: the column of a state that holds the confidence.
-        alpha: the column with the price of one layer, scaled to -1..1: the threshold is then
-            linear in it. None where the price is not observed.
+        alpha: the column with the price of one layer: the threshold is then linear in it. None
+            where the price is not observed.
+        alpha_range: the lowest and highest price.
     """
 
-    def __init__(self, confidence: int, alpha: int | None) -> None:
+    def __init__(
+        self, confidence: int, alpha: int | None, alpha_range: tuple[float, float]
+    ) -> None:
         super().__init__()
-        self.confidence, self.alpha = confidence, alpha
+        self.confidence, self.alpha, self.alpha_range = confidence, alpha, alpha_range
         self.gain = nn.Parameter(torch.tensor(1.0))
-        # As a logit: at the middle of alpha's range, and how much it changes up to its end.
+        # As a logit: at the lowest price, and how much it changes up to the highest.
         self.threshold = nn.Parameter(torch.zeros(2))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Logits `[...]` given states `[..., D]`."""
         threshold = self.threshold[0]
-        if self.alpha is not None:
-            threshold = threshold + self.threshold[1] * states[..., self.alpha]
+        low, high = self.alpha_range
+        if self.alpha is not None and low < high:
+            threshold = threshold + self.threshold[1] * (states[..., self.alpha] - low) / (
+                high - low
+            )
         return self.gain * (confidence_logit(states[..., self.confidence]) - threshold)
 
 

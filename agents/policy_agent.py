@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
@@ -53,8 +54,7 @@ class Played(Step):
 class PerLayerAgent(Agent):
     """An agent whose policy is `PerLayerPolicy`.
 
-    Its networks read all parts of the observation but `layer`, which picks the network; alpha,
-    where it is observed, is scaled from its range to -1..1.
+    Its networks read all parts of the observation but `layer`, which picks the network.
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
@@ -121,12 +121,22 @@ class PerLayerAgent(Agent):
         if self.start == "confidence":
             confidence = self._column("confidence")
             assert confidence is not None
-            rule = ConfidenceRule(confidence, self._column("alpha"))
+            rule = ConfidenceRule(confidence, self._column("alpha"), self.alpha_range)
             with torch.no_grad():
                 rule.threshold[0] = confidence_logit(torch.tensor(0.9))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return PerLayerPolicy(width, num_layers, self.hidden_width, rule)
+            return PerLayerPolicy(width, num_layers, self.hidden_width, rule, self._bounds())
+
+    def _bounds(self) -> torch.Tensor:
+        """Of each column of `states`, float32 `[2, D]`; equal where there are none."""
+        bounds = torch.zeros(2, max(place.stop for place in self.layout.values()))
+        for part, place in self.layout.items():
+            if part == "alpha":
+                bounds[:, place] = torch.tensor(self.alpha_range)[:, None]
+            elif part != "hidden":
+                bounds[1, place] = 1.0
+        return self.states(bounds)
 
     def _column(self, part: str) -> int | None:
         """Where a part of width 1 stands in `states`, None if it is not observed."""
@@ -136,15 +146,11 @@ class PerLayerAgent(Agent):
         return column if column < layer.start else column - (layer.stop - layer.start)
 
     def states(self, observations: torch.Tensor) -> torch.Tensor:
-        """The observations without the part that says the layer, alpha scaled to -1..1."""
+        """The observations without the part that says the layer."""
         layer = self.layout["layer"]
-        states = torch.cat(
+        return torch.cat(
             [observations[..., : layer.start], observations[..., layer.stop :]], dim=-1
         )
-        alpha, (low, high) = self._column("alpha"), self.alpha_range
-        if alpha is not None and low < high:
-            states[..., alpha] = 2 * (states[..., alpha] - low) / (high - low) - 1
-        return states
 
     def exit_probability(self, observations: Floats) -> Floats:
         """See `Agent.exit_probability`."""
@@ -173,12 +179,18 @@ class PerLayerAgent(Agent):
 
     def save_weights(self, path: Path) -> None:
         """See `Agent.save_weights`."""
-        timesteps = torch.tensor(self.timesteps)
-        save_file({**self._learned().state_dict(), "timesteps": timesteps}, path)
+        save_file(self.weights(), path)
 
     def load_weights(self, path: Path) -> None:
         """See `Agent.load_weights`."""
-        weights = load_file(path)
+        self.take_weights(load_file(path))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All that was learned, by name."""
+        return {**self._learned().state_dict(), "timesteps": torch.tensor(self.timesteps)}
+
+    def take_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Takes what `weights` gave."""
         self.timesteps = int(weights.pop("timesteps"))
         self.policy = self._new_policy()
         self.policy.load_state_dict(weights)
@@ -237,6 +249,23 @@ class GradientAgent(PerLayerAgent):
             rng: for sampling.
         """
 
+    def objective(
+        self, table: ExitTable, rows: npt.NDArray[np.int64], rewards: torch.Tensor
+    ) -> torch.Tensor:
+        """What to maximise in place of the environment's rewards, `[B, L]`; by default those.
+
+        Args:
+            table: of the environment.
+            rows: instances `[B]`.
+            rewards: theirs, `[B, L]`.
+        """
+        return rewards
+
+    def updated(
+        self, table: ExitTable, rows: npt.NDArray[np.int64], exits: npt.NDArray[np.floating]
+    ) -> None:
+        """Called after each update, with the instances `[B]` and `Step.exits` it was made of."""
+
     def play(self, env: AnyEnv, policy: PerLayerPolicy, rng: np.random.Generator) -> Played:
         """`estimate` in an environment that shows one state at a time.
 
@@ -266,7 +295,8 @@ class GradientAgent(PerLayerAgent):
             hindsight = None
             if table is not None and batches is not None:
                 rows, observations, rewards = batches.next()
-                step = self.estimate(policy(self.states(observations)), rewards, rng)
+                aim = self.objective(table, rows, rewards)
+                step = self.estimate(policy(self.states(observations)), aim, rng)
                 mean_return = float((step.exits * rewards.numpy()).sum(axis=1).mean())
                 accuracy = float((step.exits * table.correct[rows]).sum(axis=1).mean())
                 hindsight = float(rewards.max(dim=1).values.mean())
@@ -282,6 +312,8 @@ class GradientAgent(PerLayerAgent):
             optimizer.zero_grad()
             step.loss.backward()
             optimizer.step()
+            if table is not None:
+                self.updated(table, rows, step.exits)
             curves.update(
                 step.timesteps,
                 step.exits.sum(axis=0),
@@ -295,10 +327,11 @@ class GradientAgent(PerLayerAgent):
         return self
 
     def make_optimizer(self, policy: PerLayerPolicy) -> torch.optim.Optimizer:
-        """A fresh optimizer."""
-        return torch.optim.AdamW(
-            policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        """A fresh optimizer; a rule the policy starts from does not decay."""
+        rule = [] if policy.rule is None else list(policy.rule.parameters())
+        learned = [p for name, p in policy.named_parameters() if not name.startswith("rule.")]
+        groups = [{"params": learned}, {"params": rule, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
 
 
 def _set_threshold(rule: ConfidenceRule, table: ExitTable) -> None:
@@ -313,7 +346,7 @@ def _set_threshold(rule: ConfidenceRule, table: ExitTable) -> None:
     prices = np.linspace(low, high, 5) if low < high else np.array([low])
     rows = np.arange(len(logits))
     best = [grid[table.rewards(alpha)[rows, exits].mean(axis=1).argmax()] for alpha in prices]
-    change, base = np.polyfit(np.linspace(-1, 1, 5), best, 1) if len(best) > 1 else (0.0, best[0])
+    change, base = np.polyfit(np.linspace(0, 1, 5), best, 1) if len(best) > 1 else (0.0, best[0])
     with torch.no_grad():
         rule.threshold.copy_(torch.tensor([base, change]))
 

@@ -2,14 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cee_gym.agents.base import Agent, check_layout
+from cee_gym.agents.at_alpha import AtAlpha
+from cee_gym.agents.base import Agent, check_layout, check_model
 from cee_gym.envs.table import ExitTable
 from cee_gym.evaluation.curve import (
     Threshold,
@@ -29,7 +30,7 @@ def report(
     """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
 
     Thresholds are chosen on calibration and reported on dev. Where alpha is a range, the rewards
-    are those at its middle, and so are the observations.
+    are those at its middle, or at the alpha the agent is held at, and so are the observations.
 
     Args:
         agent: what decides.
@@ -45,7 +46,8 @@ def report(
         CeeGymError: if the agent does not fit the tables.
     """
     check_layout(agent, dev.layout)
-    alpha = sum(dev.alpha) / 2
+    check_model(agent, dev.trace.header.get("model"))
+    alpha = agent.alpha if isinstance(agent, AtAlpha) else sum(dev.alpha) / 2
     rewards = dev.rewards(alpha)
     scores = {name: _scores(agent, t, alpha) for name, t in (("dev", dev), ("cal", calibration))}
     # 1/2 is the paper's rule; it is chosen on no split.
@@ -100,19 +102,26 @@ def table(results: Mapping[str, Any]) -> str:
     """The results as a table of plain text."""
     names = list(dict.fromkeys(["accuracy", *results["metrics"]]))
     head = ["", *names, "exit layer", "saved layers", "layer speed-up", "return"]
-    rows = [["full depth", *_cells(results["full_depth"], names)]]
-    for layer, point in enumerate(results["fixed_layers"][:-1], start=1):
-        rows.append([f"fixed layer {layer}", *_cells(point, names)])
-    for name, point in results["policy"].items():
-        rows.append([f"{results['agent']}, {name}", *_cells(point, names)])
-    rows.append(["hindsight (knows the label)", *_cells(results["hindsight"], names)])
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return aligned([head, *([row, *_cells(p, names)] for row, p in rows(results).items())])
+
+
+def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The points of the table, by the name of their row."""
+    layers = enumerate(results["fixed_layers"][:-1], start=1)
+    return {
+        "full depth": results["full_depth"],
+        **{f"fixed layer {layer}": point for layer, point in layers},
+        **{f"{results['agent']}, {name}": point for name, point in results["policy"].items()},
+        "hindsight (knows the label)": results["hindsight"],
+    }
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the head, as a table of plain text."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in cells
     ]
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:]])

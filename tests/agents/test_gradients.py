@@ -11,7 +11,7 @@ from cee_gym.agents.reinforce import sample_exits, surrogate_loss
 from cee_gym.agents.rollouts import play
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.returns import exit_distribution, expected_return
+from cee_gym.returns import exit_distribution, expected_return, first_exit
 from tests.traces import write_arrays, write_trace
 
 L = 4
@@ -253,3 +253,44 @@ def test_one_layer_at_a_time_is_all_layers_at_once() -> None:
         for layer in range(5):
             single = policy.at(states[:, layer], torch.full((3,), layer))
             torch.testing.assert_close(single, whole[:, layer])
+
+
+@pytest.mark.parametrize("alpha", [0.3, (0.2, 0.6)])
+def test_a_start_from_confidence_is_the_best_confidence_rule(tmp_path, alpha) -> None:
+    observe = ("confidence", "layer", "hidden", "alpha")
+    env = EarlyExitEnv(
+        trace=write_trace(tmp_path / "t", n=200), alpha=alpha, observe=observe, hardness=None
+    )
+    table, rows = env.table, np.arange(200)
+    agent = ExpectedReturn(start="confidence")
+    agent.make_policy(env)
+    confidence = table.trace.confidence
+    for price in np.linspace(*table.alpha, 3):
+        leave = agent.exit_probabilities(table.observe(slice(None), price)) > 0.5
+        np.testing.assert_array_equal(leave, confidence >= confidence[leave].min())
+        rewards = table.rewards(price)
+        started = rewards[rows, first_exit(leave) - 1].mean()
+        others = [
+            rewards[rows, first_exit(confidence > threshold) - 1].mean()
+            for threshold in np.quantile(confidence, np.linspace(0, 1, 20))
+        ]
+        # Exactly the best of a grid at one price; a line through five of them in between.
+        assert started >= max(others) - (0.02 if table.alpha[0] < table.alpha[1] else 1e-3)
+
+
+def test_learning_from_the_confidence_rule_keeps_what_it_earns(tmp_path) -> None:
+    env = EarlyExitEnv(
+        trace=write_trace(tmp_path / "t", n=200), observe=("confidence", "layer"), alpha=0.1
+    )
+    agent = ExpectedReturn(start="confidence")
+    agent.make_policy(env)
+    rewards = env.table.rewards(0.1)
+    before = expected_return(agent.exit_probabilities(env.observations), rewards).mean()
+    after = agent.learn(env, 50_000).exit_probabilities(env.observations)
+    assert expected_return(after, rewards).mean() > before
+
+
+def test_a_start_from_confidence_needs_confidence(tmp_path) -> None:
+    env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
+    with pytest.raises(CeeGymError, match="observe 'confidence' too"):
+        Reinforce(start="confidence").learn(env, 10)
