@@ -1,12 +1,15 @@
 """The settings of a recording and of a training run."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
+from cee_gym.agents.presets import Preset
 from cee_gym.envs.observation import layout_of
-from cee_gym.errors import check_number
+from cee_gym.errors import CeeGymError, check_number
 from cee_gym.reward import alpha_range
 from cee_gym.training.partition import PolicyData
+
+WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
 
 
 @dataclass(frozen=True)
@@ -54,33 +57,44 @@ class RecordConfig:
         held_out: share of train the policy learns on, with `held_out`.
         calibration: share of train that thresholds are chosen on.
         folds: number of backbones, with `cross_fit`.
-        pooler: `shared` by all layers as in the paper, or `per_layer`.
-        pooling: the state is of the `first` token as in the paper, or the `mean` over tokens.
-        max_tokens: longer texts are cut.
+        pooler: by default `shared` by all layers, as in the paper; or `per_layer`. A backbone that
+            has exits keeps its own pooler, pooling and max_tokens.
+        pooling: the state is by default of the `first` token, as in the paper; or the `mean` over
+            tokens.
+        max_tokens: longer texts are cut; by default 128.
         states: how recorded states are stored.
         precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
         seed: of partition, weights, batches and dropout.
-        warm_up: of the weighted joint training before there is a policy.
+        objective: of the warm-up, by default `weighted_joint`: `sum_l l*CE_l / sum_l l`, as in the
+            paper. `two_stage`: the last exit, then the others on all that the last one uses, frozen
+            (DeeBERT, with pooler `per_layer`). `alternating`: the last exit at odd steps, the sum
+            of all at even ones (BERxiT). A backbone that has exits is not warmed up.
+        warm_up: of the training before there is a policy; of each stage where there are two.
     """
 
     policy_data: PolicyData = "cross_fit"
     held_out: float = 0.3
     calibration: float = 0.15
     folds: int = 3
-    pooler: Literal["shared", "per_layer"] = "shared"
-    pooling: Literal["first", "mean"] = "first"
-    max_tokens: int = 128
+    pooler: Literal["shared", "per_layer"] | None = None
+    pooling: Literal["first", "mean"] | None = None
+    max_tokens: int | None = None
     states: Literal["float16", "float32"] = "float16"
     precision: Literal["no", "bf16"] = "no"
     seed: int = 0
+    objective: WarmUpObjective | None = None
     warm_up: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
         check_number("held_out", self.held_out, 0, 1)
         check_number("calibration", self.calibration, 0, 1)
         check_number("folds", self.folds, 2)
-        check_number("max_tokens", self.max_tokens, 1)
+        if self.max_tokens is not None:
+            check_number("max_tokens", self.max_tokens, 1)
         check_number("seed", self.seed, 0)
+        known = get_args(WarmUpObjective)
+        if self.objective is not None and self.objective not in known:
+            raise CeeGymError(f"objective must be one of {', '.join(known)}, got {self.objective}")
         self.warm_up.check("warm_up")
 
 
@@ -93,20 +107,34 @@ class PolicyConfig:
             draws.
         hardness: the weight of the price: `memorized_layer`, `last_layer_loss` or `none`.
         quality: what an exit achieves: minus the `cross_entropy`, or `correctness`.
-        observe: the parts of an observation.
-        total_timesteps: decisions a policy phase learns from.
+        observe: the parts of an observation; those of the agent's preset by default.
+        total_timesteps: decisions a policy phase learns from; the preset's by default.
     """
 
     alpha: tuple[float, ...] = (0.035,)
     hardness: Literal["memorized_layer", "last_layer_loss", "none"] = "memorized_layer"
     quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
-    observe: tuple[str, ...] = ("hidden", "layer")
-    total_timesteps: int = 300_000
+    observe: tuple[str, ...] | None = None
+    total_timesteps: int | None = None
 
     def __post_init__(self) -> None:
         alpha_range(self.price)
-        layout_of(self.observe, num_layers=2, width=1, num_labels=2)
-        check_number("total_timesteps", self.total_timesteps, 1)
+        if self.observe is not None:
+            layout_of(self.observe, num_layers=2, width=1, num_labels=2)
+        if self.total_timesteps is not None:
+            check_number("total_timesteps", self.total_timesteps, 1)
+
+    def over(self, preset: Preset) -> "PolicyConfig":
+        """These settings, with the preset's where none are given.
+
+        An agent that is to learn at every price of a range observes alpha too.
+        """
+        ranges = len(self.alpha) > 1
+        return replace(
+            self,
+            observe=self.observe or preset.observe + ("alpha",) * ranges,
+            total_timesteps=self.total_timesteps or preset.total_timesteps,
+        )
 
     @property
     def price(self) -> float | tuple[float, ...]:

@@ -20,8 +20,9 @@ from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
 from cee_gym.training.config import FitConfig
 from cee_gym.training.losses import loss_per_layer
 
-# From what the model gives for a batch, its losses [B, L] and labels [B], to the scalar to descend.
-Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor], torch.Tensor]
+# From what the model gives for a batch, its losses [B, L] and labels [B], and the number of the
+# step, which counts from 1 through all epochs, to the scalar to descend.
+Objective = Callable[[MultiExitOutput, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def fit(
@@ -43,6 +44,9 @@ def fit(
     Every epoch draws its batches and dropout, and what the objective draws from torch's generator
     on the CPU, from `(seed, epoch)`, so a resumed run equals an uninterrupted one.
 
+    Parameters that do not require gradients are no part of it: they stay what they are, and are in
+    no checkpoint. Dropout is on everywhere, before frozen layers too, as in DeeBERT's second stage.
+
     Args:
         model: moved to the accelerator's device.
         text: what `rows` are positions in.
@@ -52,12 +56,12 @@ def fit(
         accelerator: its device and precision are used.
         seed: of batches and dropout.
         checkpoint: a file for the state after each epoch, removed by the caller; None keeps none.
-        name: of the phase, for progress bar and logger.
+        name: of the run, for progress bar and logger.
         logger: takes loss and accuracy per layer after each epoch, under `name/`.
         epochs_before: of earlier runs of this name, after which its curves go on.
     """
     model.to(accelerator.device)
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -83,7 +87,7 @@ def fit(
             with accelerator.autocast():
                 output = model(**text.batch(batch, accelerator.device))
             losses = loss_per_layer(output.logits, labels)
-            accelerator.backward(objective(output, losses, labels))
+            accelerator.backward(objective(output, losses, labels, step + 1))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * (1 - step / total)

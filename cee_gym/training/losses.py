@@ -22,6 +22,34 @@ def weighted_joint(losses: torch.Tensor) -> torch.Tensor:
     return (losses @ (weights / weights.sum())).mean()
 
 
+def last_exit(losses: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of the last exit: the first stage of DeeBERT (Xin et al. 2020).
+
+    Args:
+        losses: `[B, L]`.
+    """
+    return losses[:, -1].mean()
+
+
+def other_exits(losses: torch.Tensor) -> torch.Tensor:
+    """The sum of the other exits' cross-entropies: DeeBERT's second stage (Xin et al. 2020).
+
+    Args:
+        losses: `[B, L]`.
+    """
+    return losses[:, :-1].sum(dim=1).mean()
+
+
+def alternating(losses: torch.Tensor, step: int) -> torch.Tensor:
+    """`CE_L` at odd steps and `sum_l CE_l` at even ones: BERxiT (Xin et al. 2021).
+
+    Args:
+        losses: `[B, L]`.
+        step: of the run, from 1.
+    """
+    return last_exit(losses) if step % 2 else losses.sum(dim=1).mean()
+
+
 def at_sampled_exit(
     losses: torch.Tensor, exit_probabilities: torch.Tensor, uniforms: torch.Tensor
 ) -> torch.Tensor:

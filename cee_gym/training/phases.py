@@ -14,9 +14,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,39 +36,72 @@ from cee_gym.reward import Reward, alpha_range
 from cee_gym.trace import read_out
 from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig
 from cee_gym.training.fit import Objective, fit
-from cee_gym.training.losses import at_sampled_exit, over_exits, weighted_joint
+from cee_gym.training.losses import (
+    alternating,
+    at_sampled_exit,
+    last_exit,
+    other_exits,
+    over_exits,
+    weighted_joint,
+)
 from cee_gym.training.partition import DEPLOYED
-from cee_gym.training.setup import Setup
+from cee_gym.training.setup import OF_EXITS, Setup
+
+Part = Literal["all", "last_exit", "other_exits"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of `fit`; a backbone is trained in one, or in several one after another.
+
+    Attributes:
+        name: of progress bar and curves.
+        seed: of batches and dropout.
+        objective: what to descend.
+        trains: which parameters: those of the `last_exit` are all that it uses (the backbone, its
+            pooler, its head), those of the `other_exits` are the rest.
+    """
+
+    name: str
+    seed: int
+    objective: Objective
+    trains: Part = "all"
 
 
 def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
-    """Trains every backbone of the partition on `sum_l l*CE_l / sum_l l`.
+    """Trains every backbone of the partition on the objective of the set-up.
 
-    A backbone that has exit heads already is only copied.
+    A backbone that has exits already is only copied.
 
     Args:
         setup: the text, the backbone and how.
         models: where the backbones are to be, by name.
         logger: takes loss and accuracy per layer.
     """
-    config = setup.config.warm_up
-
-    def objective(
-        output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        return weighted_joint(losses)
-
     for name in setup.partition.fit:
-        _train_one(
-            setup,
-            models / name,
-            setup.initial_model,
-            objective,
-            None if setup.has_heads else config,
-            _phase_seed(setup.config.seed, f"warm-up/{name}"),
-            f"warm-up/{name}",
-            logger,
-        )
+        stages = _warm_up_stages(setup, f"warm-up/{name}")
+        _train_one(setup, models / name, setup.initial_model, stages, setup.config.warm_up, logger)
+
+
+def _warm_up_stages(setup: Setup, label: str) -> list[Stage]:
+    def stage(
+        name: str, loss: Callable[[torch.Tensor, int], torch.Tensor], trains: Part = "all"
+    ) -> Stage:
+        seed = _phase_seed(setup.config.seed, name)
+        return Stage(name, seed, lambda _o, losses, _l, step: loss(losses, step), trains)
+
+    match setup.objective:
+        case "weighted_joint":
+            return [stage(label, lambda losses, _: weighted_joint(losses))]
+        case "alternating":
+            return [stage(label, alternating)]
+        case "two_stage":
+            return [
+                stage(f"{label}/last-exit", lambda losses, _: last_exit(losses), "last_exit"),
+                stage(f"{label}/other-exits", lambda losses, _: other_exits(losses), "other_exits"),
+            ]
+        case None:
+            return []
 
 
 def backbone_phase(
@@ -108,7 +142,7 @@ def backbone_phase(
         improve = _improver(agent, policy, seed) if learns else None
 
         def objective(
-            output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor
+            output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor, _: int
         ) -> torch.Tensor:
             alpha = draw_alpha(policy, len(labels))
             observations = observe_output(output, agent, alpha)
@@ -129,10 +163,8 @@ def backbone_phase(
             setup,
             models / name,
             partial(load_model, before / name),
-            objective_for(name, seed),
+            [Stage(label, seed, objective_for(name, seed))],
             config.backbone,
-            seed,
-            label,
             logger,
             agent if together and name == DEPLOYED else None,
             epochs_before=(number - 1) * config.backbone.epochs,
@@ -146,31 +178,37 @@ def _train_one(
     setup: Setup,
     target: Path,
     load: Callable[[], MultiExitModel],
-    objective: Objective,
-    config: FitConfig | None,
-    seed: int,
-    name: str,
+    stages: list[Stage],
+    config: FitConfig,
     logger: Logger | None,
     agent: Agent | None = None,
     epochs_before: int = 0,
 ) -> None:
-    """Trains one backbone, and with it perhaps an agent, which is then kept beside it."""
+    """Trains one backbone, and with it perhaps an agent, which is then kept beside it.
+
+    Every stage has a checkpoint of what it trains. Those of complete stages stay until the end, so
+    that a run that was stopped passes through them to where it was.
+    """
     if target.exists():
         return
-    checkpoint = target.with_name(f"{target.name}.checkpoint.safetensors")
+    checkpoints = target.with_name(f"{target.name}.checkpoints")
     model = load()
-    if config is not None:
+    of_other_exits = {*model.poolers[:-1].parameters(), *model.heads[:-1].parameters()}
+    for number, stage in enumerate(stages, start=1):
+        for parameter in model.parameters():
+            part = "other_exits" if parameter in of_other_exits else "last_exit"
+            parameter.requires_grad_(stage.trains in ("all", part))
         fit(
             model,
             setup.text["train"],
             setup.partition.fit[target.name],
-            objective,
+            stage.objective,
             config,
             accelerator=setup.accelerator,
-            seed=seed,
+            seed=stage.seed,
             # The agent's share of an epoch is in no checkpoint, so such a phase begins anew.
-            checkpoint=checkpoint if agent is None else None,
-            name=name,
+            checkpoint=checkpoints / f"{number}.safetensors" if agent is None else None,
+            name=stage.name,
             logger=logger,
             epochs_before=epochs_before,
         )
@@ -181,7 +219,7 @@ def _train_one(
     if agent is not None:
         agent.save(unfinished / "agent")
     unfinished.rename(target)
-    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def load_model(path: Path) -> MultiExitModel:
@@ -244,10 +282,11 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
             write_rows(writer, model, setup.text["train"], shares.policy, positions)
         writer.publish()
     row_ids = np.array(setup.splits["train"]["row_id"])
+    exits = {name: getattr(deployed.config, name) for name in OF_EXITS}
     description = {
         "task": setup.task.name,
         "backbone": Path(setup.backbone).name,
-        "config": asdict(setup.config),
+        "config": asdict(setup.config) | exits | {"objective": setup.objective},
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
         "traced_by": shares.traced_by,
     }
@@ -279,7 +318,7 @@ def policy_env(
         alpha=policy.price,
         hardness=hardness,
         quality=policy.quality,
-        observe=policy.observe,
+        observe=policy.observe or ("hidden", "layer"),
     )
 
 

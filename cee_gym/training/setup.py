@@ -14,8 +14,10 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from cee_gym.errors import BackboneError, unreachable_backbone
 from cee_gym.models import EncodedText, MultiExitConfig, MultiExitModel, load_tokenizer
 from cee_gym.tasks import Task, load_splits
-from cee_gym.training.config import RecordConfig
+from cee_gym.training.config import RecordConfig, WarmUpObjective
 from cee_gym.training.partition import Partition, partition
+
+OF_EXITS = ("pooler", "pooling", "max_tokens")  # settings that become part of the model
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Setup:
             kept.
         splits: the text.
         config: how to warm up and record.
+
+    Raises:
+        BackboneError: if the backbone cannot be reached, or has exits other than those asked for.
     """
 
     task: Task
@@ -35,12 +40,25 @@ class Setup:
     splits: dict[str, Dataset]
     config: RecordConfig
 
+    def __post_init__(self) -> None:
+        if self._exits is None:
+            return
+        own = {name: getattr(self._exits, name) for name in OF_EXITS} | {"objective": "unknown"}
+        for name, value in own.items():
+            asked = getattr(self.config, name)
+            if asked not in (None, value):
+                raise BackboneError(
+                    f"{self.backbone} keeps the exits it has, whose {name} is {value}: leave out "
+                    f"{name} {asked}, or give an encoder without exits"
+                )
+
     @classmethod
     def load(cls, task: Task, backbone: str, data: str | None, config: RecordConfig) -> "Setup":
         """Loads the text.
 
         Raises:
             DataError: if it cannot be reached or does not fit the task.
+            BackboneError: as the class says.
         """
         return cls(task, backbone, load_splits(task, data), config)
 
@@ -89,12 +107,18 @@ class Setup:
         return Accelerator(mixed_precision=self.config.precision)
 
     @cached_property
-    def has_heads(self) -> bool:
-        """Whether the backbone is a `MultiExitModel` already, and there is nothing to warm up."""
+    def _exits(self) -> MultiExitConfig | None:
+        """Of a backbone that is a `MultiExitModel` already."""
         try:
-            return isinstance(AutoConfig.from_pretrained(self.backbone), MultiExitConfig)
+            config = AutoConfig.from_pretrained(self.backbone)
         except (OSError, ValueError, ImportError) as error:
             raise unreachable_backbone(self.backbone, error) from error
+        return config if isinstance(config, MultiExitConfig) else None
+
+    @property
+    def objective(self) -> WarmUpObjective | None:
+        """What the warm-up descends; None where the backbone has exits, which need none."""
+        return (self.config.objective or "weighted_joint") if self._exits is None else None
 
     def initial_model(self) -> MultiExitModel:
         """The model before the warm-up; the same for every fold.
@@ -102,7 +126,7 @@ class Setup:
         Raises:
             BackboneError: if it cannot be loaded.
         """
-        if self.has_heads:
+        if self._exits is not None:
             model = MultiExitModel.from_pretrained(self.backbone, dtype=torch.float32)
             if model.num_labels != len(self.task.labels):
                 raise BackboneError(
@@ -113,11 +137,9 @@ class Setup:
         return MultiExitModel.from_backbone(
             self.backbone,
             self.task.labels,
-            pooler=self.config.pooler,
-            pooling=self.config.pooling,
-            max_tokens=self.config.max_tokens,
             task=self.task.name,
             seed=self.config.seed,
+            **{name: asked for name in OF_EXITS if (asked := getattr(self.config, name))},
         )
 
     def description(self, split: str) -> dict[str, object]:

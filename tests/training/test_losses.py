@@ -5,7 +5,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cee_gym.returns import exit_distribution
-from cee_gym.training.losses import at_sampled_exit, loss_per_layer, over_exits, weighted_joint
+from cee_gym.training.losses import (
+    alternating,
+    at_sampled_exit,
+    last_exit,
+    loss_per_layer,
+    other_exits,
+    over_exits,
+    weighted_joint,
+)
 
 
 def test_loss_per_layer_is_torchs_cross_entropy_of_each_layer() -> None:
@@ -21,6 +29,19 @@ def test_weighted_joint_weighs_layer_l_by_l() -> None:
     torch.testing.assert_close(
         weighted_joint(losses), torch.tensor(((1 + 4 + 12) / 6 + 18 / 6) / 2)
     )
+
+
+def test_the_two_stages_part_the_exits() -> None:
+    losses = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 6.0]])
+    assert last_exit(losses) == (4 + 6) / 2
+    assert other_exits(losses) == ((1 + 2) + (0 + 3)) / 2
+
+
+def test_alternating_takes_the_last_exit_at_odd_steps_and_all_at_even_ones() -> None:
+    losses = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 6.0]])
+    last, all_exits = (4 + 6) / 2, ((1 + 2 + 4) + (0 + 3 + 6)) / 2
+    values = [float(alternating(losses, step)) for step in (1, 2, 3, 4)]
+    assert values == [last, all_exits, last, all_exits]
 
 
 def test_sampled_exit_takes_the_first_layer_whose_uniform_is_below_its_probability() -> None:

@@ -16,7 +16,7 @@ from cee_gym.training.losses import loss_per_layer, over_exits
 from cee_gym.training.phases import observe_output
 from cee_gym.training.setup import Setup
 
-POLICY = PolicyConfig()
+POLICY = PolicyConfig(observe=("hidden", "layer"))
 ROWS = np.arange(6)
 
 
@@ -34,7 +34,9 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
 ) -> None:
     taken = {}
     monkeypatch.setattr(
-        phases, "_train_one", lambda _s, target, _l, objective, *_, **__: taken.update(o=objective)
+        phases,
+        "_train_one",
+        lambda _s, _t, _l, stages, *_, **__: taken.update(o=stages[0].objective),
     )
     agent = an_agent()
     config = AlternationConfig(rounds=1, backbone_loss=backbone_loss)
@@ -49,7 +51,7 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
     observations = observe_output(output, agent, np.zeros((len(ROWS), 1)))
     scores = torch.from_numpy(agent.exit_probabilities(observations))
     torch.manual_seed(0)
-    values = torch.stack([taken["o"](output, losses, labels) for _ in range(2000)])
+    values = torch.stack([taken["o"](output, losses, labels, 1) for _ in range(2000)])
     error = 5 * values.std() / len(values) ** 0.5
     assert abs(values.mean() - over_exits(losses, scores)) <= error + 1e-5
     assert (values.std() > 1e-3) == (backbone_loss == "sampled")
@@ -78,7 +80,7 @@ def test_the_learning_rate_falls_to_nothing(setup: Setup, monkeypatch) -> None:
         setup.initial_model(),
         setup.text["train"],
         ROWS,
-        lambda output, losses, labels: losses.mean(),
+        lambda output, losses, labels, step: losses.mean(),
         fit.FitConfig(epochs=2, batch_size=3, learning_rate=0.1),
         accelerator=setup.accelerator,
         seed=0,
