@@ -5,10 +5,13 @@
 | `Confidence` | the largest class probability passes a threshold | Schwartz et al. 2020 |
 | `Entropy` | their entropy, divided by log C, falls below a threshold | DeeBERT, Xin et al. 2020 |
 | `Patience` | p classifiers in a row agree | PABEE, Zhou et al. 2020 |
+| `PCEE` | p classifiers in a row are confident | PCEE-BERT, Zhang et al. 2022 |
+| `Saturation` | the hidden state hardly changes any more | CALM, Schuster et al. 2022 |
 | `FixedLayer` | it is layer k | |
 | `RandomExit` | a coin says so | |
 
-Scores are graded, so that every rule has a whole curve: they pass 1/2 where the rule says exit.
+Scores are graded, so that every rule has a whole curve: they are above 1/2 exactly where the rule
+says exit, and the higher the more clearly it does.
 """
 
 from collections.abc import Collection
@@ -17,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 from stable_baselines3.common.logger import Logger
 
@@ -25,7 +29,7 @@ from cee_gym.errors import CeeGymError, check_number
 
 
 class Rule(Agent):
-    """What all rules share: they need some parts of the observation, and learn nothing."""
+    """What all rules share: they read some parts of the observation; most learn nothing."""
 
     needs: ClassVar[tuple[str, ...]]
 
@@ -51,7 +55,13 @@ class Rule(Agent):
         return self.exit_probabilities(observations)[:, -1]
 
     def part(self, observations: Floats, name: str) -> Floats:
-        """The columns of one part, `[..., width]`."""
+        """The columns of one part, `[..., width]`.
+
+        Raises:
+            CeeGymError: if the agent has not learned where they stand.
+        """
+        if not hasattr(self, "layout"):
+            raise CeeGymError(f"this {self.name} agent has seen no environment: call learn first")
         return observations[..., self.layout[name]]
 
     def save_weights(self, path: Path) -> None:
@@ -82,7 +92,7 @@ class Confidence(Rule):
 
     def exit_probabilities(self, observations: Floats) -> Floats:
         """See `Agent.exit_probabilities`."""
-        return _graded(self.part(observations, "confidence")[..., 0], self.threshold)
+        return graded(self.part(observations, "confidence")[..., 0], self.threshold)
 
 
 class Entropy(Rule):
@@ -106,14 +116,15 @@ class Entropy(Rule):
 
     def exit_probabilities(self, observations: Floats) -> Floats:
         """See `Agent.exit_probabilities`."""
-        return _graded(1 - self.part(observations, "entropy")[..., 0], 1 - self.threshold)
+        return graded(-self.part(observations, "entropy")[..., 0], -self.threshold, low=-1, high=0)
 
 
 class Patience(Rule):
     """Leaves when some classifiers in a row agree.
 
     Args:
-        patience: how many, the present one included; at least 1.
+        patience: how many, the present one included; at least 1. (PABEE counts agreements between
+            neighbours, of which there is one less.)
     """
 
     name: ClassVar[str] = "patience"
@@ -135,7 +146,71 @@ class Patience(Rule):
         changed[:, 1:] = prediction[:, 1:] != prediction[:, :-1]
         # Layers since the prediction last changed, the present one included.
         run = layers + 1 - np.maximum.accumulate(np.where(changed, layers, 0), axis=1)
-        return np.minimum(run / (2 * self.patience - 1), 1.0).astype(np.float32)
+        return _counted(run, self.patience)
+
+
+class PCEE(Rule):
+    """Leaves when some classifiers in a row are confident, whatever they predict.
+
+    Confidence is low entropy, as in the paper. Its curve varies the threshold and keeps the
+    patience.
+
+    Args:
+        threshold: on the entropy divided by log C.
+        patience: how many, the present one included; at least 1.
+    """
+
+    name: ClassVar[str] = "pcee"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
+
+    def __init__(self, *, threshold: float = 0.3, patience: int = 2) -> None:
+        check_number("threshold", threshold, 0, 1)
+        check_number("patience", patience, 1)
+        self.threshold = threshold
+        self.patience = patience
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What to construct the agent with, JSON-able."""
+        return {"threshold": self.threshold, "patience": self.patience}
+
+    def exit_probabilities(self, observations: Floats) -> Floats:
+        """See `Agent.exit_probabilities`."""
+        entropy = self.part(observations, "entropy")[..., 0]
+        # Before layer 1 nothing is certain.
+        padded = np.pad(entropy, ((0, 0), (self.patience - 1, 0)), constant_values=1.0)
+        worst = sliding_window_view(padded, self.patience, axis=1).max(axis=-1)
+        return graded(-worst, -self.threshold, low=-1, high=0)
+
+
+class Saturation(Rule):
+    """Leaves where the hidden state is nearly that of the layer before.
+
+    It never leaves at layer 1, which has none before it.
+
+    Args:
+        threshold: on the cosine similarity of the two, -1 to 1.
+    """
+
+    name: ClassVar[str] = "saturation"
+    needs: ClassVar[tuple[str, ...]] = ("hidden",)
+
+    def __init__(self, *, threshold: float = 0.9) -> None:
+        check_number("threshold", threshold, -1, 1)
+        self.threshold = threshold
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What to construct the agent with, JSON-able."""
+        return {"threshold": self.threshold}
+
+    def exit_probabilities(self, observations: Floats) -> Floats:
+        """See `Agent.exit_probabilities`."""
+        hidden = self.part(observations, "hidden")
+        norm = np.sqrt(np.vecdot(hidden, hidden))
+        scale = norm[:, 1:] * norm[:, :-1]
+        scale[scale == 0] = 1
+        similarity = np.full(norm.shape, -1.0, dtype=np.float32)
+        similarity[:, 1:] = (np.vecdot(hidden[:, 1:], hidden[:, :-1]) / scale).clip(-1, 1)
+        return graded(similarity, self.threshold, low=-1)
 
 
 class FixedLayer(Rule):
@@ -159,7 +234,7 @@ class FixedLayer(Rule):
     def exit_probabilities(self, observations: Floats) -> Floats:
         """See `Agent.exit_probabilities`."""
         layer = self.part(observations, "layer").argmax(axis=-1) + 1
-        return (layer / (2 * self.exit_layer - 1)).clip(0, 1).astype(np.float32)
+        return _counted(layer, self.exit_layer)
 
 
 class RandomExit(Rule):
@@ -189,11 +264,21 @@ class RandomExit(Rule):
     def exit_probabilities(self, observations: Floats) -> Floats:
         """See `Agent.exit_probabilities`."""
         drawn = self._rng.random(observations.shape[:2])
-        return _graded(1 - drawn, 1 - self.probability)
+        return graded(1 - drawn, 1 - self.probability)
 
 
-def _graded(values: np.ndarray, threshold: float) -> Floats:
-    """Values in [0, 1] moved so that the threshold comes to 1/2; their order stays."""
-    below = values / (2 * max(threshold, 1e-12))
-    above = 0.5 + (values - threshold) / (2 * max(1 - threshold, 1e-12))
-    return np.where(values > threshold, above, np.minimum(below, 0.5)).astype(np.float32)
+def graded(values: np.ndarray, threshold: float, *, low: float = 0, high: float = 1) -> Floats:
+    """Values moved from [low, high] to [0, 1] so that the threshold comes to 1/2.
+
+    Their order stays, and exactly those above the threshold come above 1/2.
+    """
+    values = values.astype(np.float64)
+    scores = np.interp(values, [low, threshold, high], [0, 0.5, 1])
+    # Rounded to float32, one just above 1/2 would be 1/2.
+    above = scores.clip(np.nextafter(np.float32(0.5), np.float32(1)))
+    return np.where(values > threshold, above, scores.clip(max=0.5)).astype(np.float32)
+
+
+def _counted(count: np.ndarray, enough: int) -> Floats:
+    """A count from 0 up as a score that passes 1/2 where it is enough, and always grows."""
+    return (count / (count + enough - 0.5)).astype(np.float32)

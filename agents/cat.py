@@ -1,0 +1,144 @@
+"""The meta-classifier of Confident Adaptive Transformers (CATs; Schuster et al., EMNLP 2021).
+
+At each layer but the last a small network predicts whether that layer's classifier agrees with the
+last one, right or wrong. It is trained by binary cross-entropy, balanced so that agreeing and
+disagreeing instances weigh the same at every layer however rare they are:
+
+    loss = sum_t 1/2 (mean_{i agrees at t} -log s_it + mean_{i disagrees at t} -log(1 - s_it))
+
+So the score s ranks states and is no probability, and 1/2 is only a place to start from: the paper
+leaves above the threshold that conformal calibration finds,
+`cee_gym.evaluation.guarantee.conformal_threshold` on the scores of the calibration split.
+"""
+
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from torch.nn.functional import softplus
+
+from cee_gym.agents.base import AnyEnv, table_of
+from cee_gym.agents.curves import Curves
+from cee_gym.agents.networks import log_exit_distribution
+from cee_gym.agents.policy_agent import PerLayerAgent, TableBatches
+from cee_gym.envs.table import ExitTable
+from cee_gym.errors import CeeGymError, check_number
+
+
+class CAT(PerLayerAgent):
+    """Predicts agreement with the last layer; learns in recorded environments only.
+
+    It takes nothing from the environment's reward. Its networks read the observation of the present
+    layer: observe `probs`, `confidence` or `entropy` beside `hidden`, as the paper does. (The
+    paper's also read what probability the layers before gave to the same class.)
+
+    Args:
+        hidden_width: units of the hidden layer of each network, 0 for none.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        batch_size: instances an update.
+        seed: of weights and batches.
+    """
+
+    name: ClassVar[str] = "cat"
+
+    def __init__(
+        self,
+        *,
+        hidden_width: int = 32,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hidden_width=hidden_width, seed=seed)
+        check_number("learning_rate", learning_rate, 0)
+        check_number("weight_decay", weight_decay, 0)
+        check_number("batch_size", batch_size, 1)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What to construct the agent with, JSON-able."""
+        return {
+            "hidden_width": self.hidden_width,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def learn(
+        self,
+        env: AnyEnv,
+        total_timesteps: int,
+        *,
+        logger: Logger | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """See `Agent.learn`. A timestep is one state.
+
+        Raises:
+            CeeGymError: if the environment is not a recorded one.
+        """
+        table = table_of(env)
+        if table is None:
+            raise CeeGymError(
+                f"{self.name} compares each layer's prediction with the last layer's, which {env} "
+                "does not show at once: use a recorded environment"
+            )
+        policy = self.make_policy(env)
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        agreement = balanced_agreement(table)
+        batches = TableBatches(
+            table, self.batch_size, np.random.default_rng((self.seed, self.timesteps))
+        )
+        curves = Curves(
+            logger, total_timesteps, self.timesteps, len(policy.bias), progress_bar, self.name
+        )
+        while not curves.done:
+            rows, observations, rewards = batches.next()
+            logits = policy(self.states(observations))
+            weights = agreement[rows]
+            # softplus(-x) is -log sigmoid(x), softplus(x) is -log(1 - sigmoid(x)).
+            loss = (weights.abs() * softplus(-weights.sign() * logits)).sum(dim=1).mean()
+            if not torch.isfinite(loss):
+                curves.close()
+                raise CeeGymError(
+                    f"the loss of {self.name} is {loss.item()} after {curves.timesteps} "
+                    f"timesteps: lower learning_rate, which is {self.learning_rate:g}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            exits = log_exit_distribution(logits.detach()).exp()
+            curves.update(
+                rewards.numel(),
+                exits.sum(dim=0).numpy(),
+                returns=float((exits * rewards).sum(dim=1).mean()),
+                hindsight=float(rewards.max(dim=1).values.mean()),
+                accuracy=float((exits.numpy() * table.correct[rows]).sum(axis=1).mean()),
+                loss=loss,
+            )
+        curves.close()
+        self.timesteps = curves.timesteps
+        return self
+
+
+def balanced_agreement(table: ExitTable) -> torch.Tensor:
+    """Which layers agree with the last one, and how much each instance counts there.
+
+    Returns:
+        float32 `[N, L]`, positive where they agree and negative where not: 1/2 divided by the share
+        of the instances of which the same is true. At the last layer, which has nothing to learn,
+        0.
+    """
+    agrees = table.prediction == table.prediction[:, -1:]
+    share = agrees.mean(axis=0)
+    weights = np.where(agrees, 0.5, -0.5) / np.where(agrees, share, 1 - share)
+    weights[:, -1] = 0
+    return torch.from_numpy(weights.astype(np.float32))
