@@ -4,10 +4,11 @@ from setuptools import setup
 
 EXTRAS = {
     "contrib": ["sb3-contrib>=2.9,<3"],
-    "tune": ["optuna>=4"],
+    "tune": ["filelock", "optuna>=4", "sqlalchemy"],
     "serve": ["fastapi", "uvicorn", "prometheus-client"],
     "export": ["onnx", "onnxruntime", "onnxscript"],
     "generation": ["peft>=0.17"],
+    "zoo": ["rl_zoo3>=2.9,<3"],
     "dev": [
         "build",
         "hypothesis",
@@ -35,8 +36,10 @@ setup(
     packages=[
         "cee_gym",
         "cee_gym.agents",
+        "cee_gym.cli",
         "cee_gym.envs",
         "cee_gym.evaluation",
+        "cee_gym.inference",
         "cee_gym.models",
         "cee_gym.tasks",
         "cee_gym.training",
@@ -53,6 +56,7 @@ setup(
         "numpy>=2",
         "safetensors>=0.5",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "stable-baselines3>=2.9,<3",
         "tensorboard>=2.16",
         "torch>=2.8,<3",

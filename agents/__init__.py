@@ -6,7 +6,7 @@ if __name__ == "agents":
     raise ImportError("this folder is the package cee_gym.agents: import it by that name")
 
 if TYPE_CHECKING:
-    from cee_gym.agents.base import Agent, load_agent
+    from cee_gym.agents.base import Agent, load_agent, make_agent
     from cee_gym.agents.cat import CAT
     from cee_gym.agents.constrained import Constrained
     from cee_gym.agents.expected_return import ExpectedReturn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RandomExit,
         Saturation,
     )
+    from cee_gym.agents.sb3_agent import SB3Agent
 
 # By command-line name.
 AGENTS = {
@@ -45,6 +46,7 @@ AGENTS = {
 _WHERE = {
     "Agent": "base",
     "load_agent": "base",
+    "make_agent": "base",
     "CAT": "cat",
     "Confidence": "rules",
     "Constrained": "constrained",
@@ -58,6 +60,7 @@ _WHERE = {
     "Patience": "rules",
     "RandomExit": "rules",
     "Reinforce": "reinforce",
+    "SB3Agent": "sb3_agent",
     "Saturation": "rules",
 }
 
@@ -77,8 +80,10 @@ __all__ = [
     "Patience",
     "RandomExit",
     "Reinforce",
+    "SB3Agent",
     "Saturation",
     "load_agent",
+    "make_agent",
 ]
 
 

@@ -8,14 +8,16 @@ then leaves above a higher score than 1/2.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Floats, check_layout
-from cee_gym.agents.rules import graded
+from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats, check_layout
+from cee_gym.agents.rules import graded, ungraded
 from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.returns import first_exit
@@ -54,6 +56,7 @@ class AtAlpha(Agent):
         self.threshold = float(threshold)
         self.chosen_on = chosen_on
         self.layout, self.alpha_range, self.model = agent.layout, agent.alpha_range, agent.model
+        self.has_memory = agent.has_memory
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -91,6 +94,21 @@ class AtAlpha(Agent):
             for i in range(0, len(observations), _ROWS_AT_A_TIME)
         ]
         return graded(np.concatenate(chunks), self.threshold)
+
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """See `Agent.exit_layers`."""
+        return self.agent.exit_layers(num_layers, ungraded(threshold, self.threshold))
+
+    def decider(self, threshold: float, device: torch.device) -> Decide:
+        """See `Agent.decider`."""
+        decide = self.agent.decider(ungraded(threshold, self.threshold), device)
+
+        def decide_held(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            held = observations.clone()
+            held[..., self.layout["alpha"]] = self.alpha
+            return decide(held, layer)
+
+        return decide_held
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the agent."""

@@ -4,6 +4,7 @@ Under the tags Stable-Baselines3 uses where it has them.
 """
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,7 @@ class Curves:
         hindsight: float | None,
         accuracy: float | None,
         loss: torch.Tensor,
+        further: Mapping[str, float] | None = None,
     ) -> None:
         """Counts one update.
 
@@ -76,6 +78,7 @@ class Curves:
             hindsight: the mean best return of the same instances; None where it is not known.
             accuracy: share of right exits; None where it is not known.
             loss: of the update.
+            further: values of the agent's own, by tag.
         """
         self.timesteps += timesteps
         self._progress.update(timesteps)
@@ -87,11 +90,10 @@ class Curves:
             values["exit/regret"] = hindsight - returns
         if accuracy is not None:
             values["rollout/success_rate"] = values["exit/accuracy"] = accuracy
-        for tag, value in values.items():
+        for tag, value in (values | dict(further or {})).items():
             self._sums[tag] = self._sums.get(tag, 0.0) + weight * value
-        if self._logger is not None and (
-            self.done or self.timesteps - self._written >= self._every
-        ):
+        due = self.done or self.timesteps - self._written >= self._every
+        if self._logger is not None and self._weight and due:
             self._write(self._logger)
 
     def _write(self, logger: Logger) -> None:

@@ -37,6 +37,7 @@ class LearningToExit(Rule):
     """
 
     name: ClassVar[str] = "learning-to-exit"
+    has_memory = False
     needs: ClassVar[tuple[str, ...]] = ("hidden",)
     weight: torch.Tensor
     bias: torch.Tensor

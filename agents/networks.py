@@ -69,6 +69,15 @@ class PerLayerPolicy(nn.Module):
         """States as the networks see them: scaled where they have bounds."""
         return (states - self.shift) * self.scale
 
+    def of_layer(self, states: torch.Tensor, layer: int) -> torch.Tensor:
+        """Logits of leaving one layer, `[n]`, given its states `[n, D]`; layers count from 1."""
+        index = layer - 1
+        rule = 0.0 if self.rule is None else self.rule(states)
+        seen = self.seen(states)
+        if hasattr(self, "hidden_weight"):
+            seen = gelu(torch.addmm(self.hidden_bias[index], seen, self.hidden_weight[index]))
+        return torch.addmv(self.bias[index], seen, self.weight[index]) + rule
+
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
         # States of one layer side by side, as many rows as the fullest layer has: cheaper than all

@@ -1,5 +1,6 @@
 """What the agents with a network per layer share: how it is made, decides and is kept."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Floats, table_of
+from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats, table_of
 from cee_gym.agents.curves import Curves
 from cee_gym.agents.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
 from cee_gym.envs.table import ExitTable
@@ -64,6 +65,8 @@ class PerLayerAgent(Agent):
             there are no tables to find it in).
         seed: of weights and draws.
     """
+
+    has_memory = False
 
     def __init__(
         self, *, hidden_width: int = 32, start: Start = "equally_likely", seed: int = 0
@@ -169,6 +172,16 @@ class PerLayerAgent(Agent):
                 for chunk in np.array_split(observations, -(-len(observations) // 4096))
             ]
             return torch.cat(chunks).numpy()
+
+    def decider(self, threshold: float, device: torch.device) -> Decide:
+        """See `Agent.decider`."""
+        policy = copy.deepcopy(self._learned()).to(device)
+
+        def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            logits = policy.of_layer(self.states(observations[:, -1]), layer)
+            return torch.sigmoid(logits) > threshold
+
+        return decide
 
     def _learned(self) -> PerLayerPolicy:
         if self.policy is None:
@@ -330,7 +343,10 @@ class GradientAgent(PerLayerAgent):
         """A fresh optimizer; a rule the policy starts from does not decay."""
         rule = [] if policy.rule is None else list(policy.rule.parameters())
         learned = [p for name, p in policy.named_parameters() if not name.startswith("rule.")]
-        groups = [{"params": learned}, {"params": rule, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": learned},
+            {"params": rule, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
 
 

@@ -14,7 +14,7 @@ Scores are graded, so that every rule has a whole curve: they are above 1/2 exac
 says exit, and the higher the more clearly it does.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Floats
+from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats
 from cee_gym.errors import CeeGymError, check_number
 
 
@@ -80,6 +80,7 @@ class Confidence(Rule):
     """
 
     name: ClassVar[str] = "confidence"
+    has_memory = False
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
     def __init__(self, *, threshold: float = 0.9) -> None:
@@ -94,6 +95,11 @@ class Confidence(Rule):
         """See `Agent.exit_probabilities`."""
         return graded(self.part(observations, "confidence")[..., 0], self.threshold)
 
+    def decider(self, threshold: float, device: torch.device) -> Decide:
+        """See `Agent.decider`."""
+        column, least = self.layout["confidence"].start, ungraded(threshold, self.threshold)
+        return lambda observations, layer: observations[:, -1, column] > least
+
 
 class Entropy(Rule):
     """Leaves where the classifier's entropy is low.
@@ -104,6 +110,7 @@ class Entropy(Rule):
     """
 
     name: ClassVar[str] = "entropy"
+    has_memory = False
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
 
     def __init__(self, *, threshold: float = 0.3) -> None:
@@ -117,6 +124,12 @@ class Entropy(Rule):
     def exit_probabilities(self, observations: Floats) -> Floats:
         """See `Agent.exit_probabilities`."""
         return graded(-self.part(observations, "entropy")[..., 0], -self.threshold, low=-1, high=0)
+
+    def decider(self, threshold: float, device: torch.device) -> Decide:
+        """See `Agent.decider`."""
+        column = self.layout["entropy"].start
+        most = -ungraded(threshold, -self.threshold, low=-1, high=0)
+        return lambda observations, layer: observations[:, -1, column] < most
 
 
 class Patience(Rule):
@@ -147,6 +160,10 @@ class Patience(Rule):
         # Layers since the prediction last changed, the present one included.
         run = layers + 1 - np.maximum.accumulate(np.where(changed, layers, 0), axis=1)
         return _counted(run, self.patience)
+
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """See `Agent.exit_layers`: as many classifiers as it takes must have been asked."""
+        return _layers_that_count(num_layers, self.patience, threshold)
 
 
 class PCEE(Rule):
@@ -181,6 +198,11 @@ class PCEE(Rule):
         worst = sliding_window_view(padded, self.patience, axis=1).max(axis=-1)
         return graded(-worst, -self.threshold, low=-1, high=0)
 
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """See `Agent.exit_layers`: as many classifiers as it takes must have been asked."""
+        before = graded(np.array(-1.0), -self.threshold, low=-1, high=0)
+        return range(1 if before > threshold else self.patience, num_layers)
+
 
 class Saturation(Rule):
     """Leaves where the hidden state is nearly that of the layer before.
@@ -212,6 +234,11 @@ class Saturation(Rule):
         similarity[:, 1:] = (np.vecdot(hidden[:, 1:], hidden[:, :-1]) / scale).clip(-1, 1)
         return graded(similarity, self.threshold, low=-1)
 
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """See `Agent.exit_layers`: layer 1 has none before it to resemble."""
+        first = graded(np.array(-1.0), self.threshold, low=-1)
+        return range(1 if first > threshold else 2, num_layers)
+
 
 class FixedLayer(Rule):
     """Leaves at the same layer always.
@@ -221,6 +248,7 @@ class FixedLayer(Rule):
     """
 
     name: ClassVar[str] = "fixed-layer"
+    has_memory = False
     needs: ClassVar[tuple[str, ...]] = ("layer",)
 
     def __init__(self, *, layer: int = 1) -> None:
@@ -236,6 +264,10 @@ class FixedLayer(Rule):
         layer = self.part(observations, "layer").argmax(axis=-1) + 1
         return _counted(layer, self.exit_layer)
 
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """See `Agent.exit_layers`: after the first of them nobody is left."""
+        return _layers_that_count(num_layers, self.exit_layer, threshold)[:1]
+
 
 class RandomExit(Rule):
     """Leaves with the same probability everywhere.
@@ -248,6 +280,7 @@ class RandomExit(Rule):
     """
 
     name: ClassVar[str] = "random"
+    has_memory = False
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, probability: float = 0.5, seed: int = 0) -> None:
@@ -279,6 +312,21 @@ def graded(values: np.ndarray, threshold: float, *, low: float = 0, high: float 
     return np.where(values > threshold, above, scores.clip(max=0.5)).astype(np.float32)
 
 
+def ungraded(score: float, threshold: float, *, low: float = 0, high: float = 1) -> float:
+    """The value above which values have a higher score than this by `graded`."""
+    if score >= 1:
+        return np.inf
+    if score < 0.5 and threshold == low:
+        return -np.inf  # no value is below the threshold, so no score is below 1/2
+    return float(np.interp(score, [0, 0.5, 1], [low, threshold, high]))
+
+
 def _counted(count: np.ndarray, enough: int) -> Floats:
     """A count from 0 up as a score that passes 1/2 where it is enough, and always grows."""
     return (count / (count + enough - 0.5)).astype(np.float32)
+
+
+def _layers_that_count(num_layers: int, enough: int, threshold: float) -> list[int]:
+    """The layers before the last of whose number, as a count, the score passes a threshold."""
+    layers = np.arange(1, num_layers)
+    return layers[_counted(layers, enough) > threshold].tolist()

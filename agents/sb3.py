@@ -18,6 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from cee_gym.agents.base import check_scalar_reward
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
 
@@ -34,7 +35,7 @@ def make_sb3_vec_env(
         **kwargs: of the environment, where an id is given.
 
     Raises:
-        CeeGymError: if the environment is not ours or resets at another time.
+        CeeGymError: if the environment is not ours, resets at another time or has vector rewards.
     """
     made = gym.make_vec(env, num_envs, **kwargs) if isinstance(env, str) else env
     vector = made.unwrapped
@@ -44,6 +45,7 @@ def make_sb3_vec_env(
         raise CeeGymError(
             "Stable-Baselines3 resets in the same step: use autoreset_mode='SameStep'"
         )
+    check_scalar_reward(vector)
     adapted = SB3VecEnv(vector)
     if seed is not None:
         adapted.seed(seed)

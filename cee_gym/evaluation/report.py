@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent, check_layout, check_model
 from cee_gym.envs.table import ExitTable
+from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.curve import (
     Threshold,
     accuracy_speed_curve,
@@ -20,12 +21,25 @@ from cee_gym.evaluation.curve import (
     fixed_layers,
     hindsight,
 )
+from cee_gym.evaluation.guarantee import Risk, guaranteed_threshold
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
 
 
+class Promise(NamedTuple):
+    """The rate of a risk to stay under, with probability `1 - delta`."""
+
+    risk: Risk
+    epsilon: float
+    delta: float
+
+
 def report(
-    agent: Agent, calibration: ExitTable, dev: ExitTable, metrics: tuple[str, ...]
+    agent: Agent,
+    calibration: ExitTable,
+    dev: ExitTable,
+    metrics: tuple[str, ...],
+    promise: Promise | None = None,
 ) -> dict[str, Any]:
     """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
 
@@ -37,13 +51,14 @@ def report(
         calibration: of the split the thresholds are chosen on.
         dev: of the split to report on.
         metrics: of the task, the leading one first.
+        promise: to find a guaranteed threshold for, and to check on dev.
 
     Returns:
         JSON-able: `full_depth`, `fixed_layers`, `policy`, `hindsight` and `curve` hold points, see
         `Point`.
 
     Raises:
-        CeeGymError: if the agent does not fit the tables.
+        CeeGymError: if the agent does not fit the tables, or nothing can be promised.
     """
     check_layout(agent, dev.layout)
     check_model(agent, dev.trace.header.get("model"))
@@ -56,6 +71,22 @@ def report(
         thresholds[f"at most {lost:g} points lost on calibration"] = choose_threshold(
             calibration.trace, scores["cal"], most_points_lost=lost
         )
+    checked = None
+    if promise is not None:
+        if isinstance(agent, AtAlpha) and agent.chosen_on == calibration.trace.fingerprint:
+            raise CeeGymError(
+                f"alpha {agent.alpha:g} was chosen on this calibration split, so nothing can be "
+                "promised from it: give the agent an alpha by hand"
+            )
+        guarantee = guaranteed_threshold(
+            calibration.trace,
+            scores["cal"],
+            risk=promise.risk,
+            epsilon=promise.epsilon,
+            delta=promise.delta,
+        )
+        thresholds[guarantee.name] = guarantee.threshold
+        checked = guarantee.check(dev.trace, scores["dev"])
     fixed = fixed_layers(dev.trace, metrics=metrics, rewards=rewards)
     policy = {
         name: evaluate_at(dev.trace, scores["dev"], threshold, metrics=metrics, rewards=rewards)
@@ -72,6 +103,7 @@ def report(
         "full_depth": fixed[-1].to_json(),
         "fixed_layers": [point.to_json() for point in fixed],
         "policy": {name: _finite(point.to_json()) for name, point in policy.items()},
+        "guarantee": checked,
         "hindsight": hindsight(dev.trace, rewards, metrics=metrics).to_json(),
         "curve": [
             _finite(point.to_json())

@@ -29,10 +29,10 @@ def test_a_point_holds_the_means_since_the_last_one() -> None:
     # One rollout left at layer 1 and three at layer 4; a timestep too few for a point of its own.
     loss = torch.tensor(2.0)
     first = {"returns": -1.0, "hindsight": 0.0, "accuracy": 0.5, "loss": loss}
-    curves.update(1, np.array([1, 0, 0, 3]), **first)
+    curves.update(1, np.array([1, 0, 0, 3]), further={"train/approx_kl": 0.1}, **first)
     assert not kept.points
     second = {"returns": -3.0, "hindsight": -1.0, "accuracy": 1.0, "loss": 3 * loss}
-    curves.update(199, np.array([0, 4, 0, 0]), **second)
+    curves.update(199, np.array([0, 4, 0, 0]), further={"train/approx_kl": 0.3}, **second)
     assert curves.done
     ((step, point),) = kept.points
     assert step == 1200
@@ -40,6 +40,7 @@ def test_a_point_holds_the_means_since_the_last_one() -> None:
     assert point["exit/regret"] == pytest.approx((1.0 + 2.0) / 2)
     assert point["exit/accuracy"] == point["rollout/success_rate"] == pytest.approx(0.75)
     assert point["train/loss"] == pytest.approx(4.0)
+    assert point["train/approx_kl"] == pytest.approx(0.2)
     mean_exit = (1 + 3 * 4 + 4 * 2) / 8
     assert point["exit/mean_exit_layer"] == point["rollout/ep_len_mean"] == mean_exit
     assert point["exit/saved_layers"] == pytest.approx(1 - mean_exit / 4)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cee_gym.agents import ExpectedReturn, Reinforce, load_agent
+from cee_gym.agents import PPO, ExpectedReturn, Reinforce, load_agent
 from cee_gym.agents.base import agent_class
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
@@ -19,10 +19,10 @@ def env(tmp_path) -> EarlyExitEnv:
     )
 
 
-@pytest.mark.parametrize("kind", [Reinforce, ExpectedReturn])
+@pytest.mark.parametrize("kind", [Reinforce, ExpectedReturn, PPO])
 @pytest.mark.parametrize("hidden_width", [0, 8])
 def test_a_saved_agent_decides_as_before(env, tmp_path, kind, hidden_width) -> None:
-    agent = kind(hidden_width=hidden_width, batch_size=8).learn(env, 1_000)
+    agent = kind(hidden_width=hidden_width, batch_size=64).learn(env, 1_000)
     agent.save(tmp_path / "agent")
     again = load_agent(tmp_path / "agent")
     assert type(again) is kind
@@ -33,9 +33,9 @@ def test_a_saved_agent_decides_as_before(env, tmp_path, kind, hidden_width) -> N
     )
 
 
-@pytest.mark.parametrize("kind", [Reinforce, ExpectedReturn])
+@pytest.mark.parametrize("kind", [Reinforce, ExpectedReturn, PPO])
 def test_state_by_state_and_whole_traces_agree(env, kind) -> None:
-    agent = kind(batch_size=8).learn(env, 1_000)
+    agent = kind(batch_size=64).learn(env, 1_000)
     whole = agent.exit_probabilities(env.observations)
     for t in range(1, env.num_layers + 1):
         paths = env.observations[:, :t]

@@ -6,6 +6,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitVectorEnv
@@ -78,6 +79,38 @@ def test_ppo_learns_and_its_curves_are_right(tmp_path) -> None:
     again = PPO.load(tmp_path / "ppo", env=make_sb3_vec_env(RTE, 5, seed=0), device="cpu")
     mean, _ = evaluate_policy(again, again.get_env(), n_eval_episodes=50)
     assert -5 < mean < 0
+
+
+def test_curves_in_tensorboard_are_those_of_the_episodes(tmp_path) -> None:
+    envs = make_sb3_vec_env(RTE, 256)
+    settings = {"gamma": 1.0, "n_steps": 8, "batch_size": 512, "device": "cpu", "seed": 0}
+    # A window that holds all episodes, so that a point is the mean of all before it.
+    model = PPO(
+        "MlpPolicy", envs, stats_window_size=100_000, tensorboard_log=str(tmp_path), **settings
+    )
+    ended: list[tuple[int, float, int, bool]] = []
+
+    def keep(local: dict, _: dict) -> bool:
+        for info in local["infos"]:
+            if info:
+                parts = info["reward_components"]
+                reward = parts["quality"] - 0.035 * parts["price"]
+                ended.append((model.num_timesteps, reward, info["exit_layer"], info["correct"]))
+        return True
+
+    model.learn(3 * 2_048, callback=keep)
+    steps, returns, layers, correct = np.array(ended, dtype=float).T
+    (run,) = tmp_path.iterdir()
+    written = EventAccumulator(str(run)).Reload()
+    for tag, values in (
+        ("rollout/ep_rew_mean", returns),
+        ("rollout/ep_len_mean", layers),
+        ("rollout/success_rate", correct),
+    ):
+        points = written.Scalars(tag)
+        assert [point.step for point in points] == [2_048, 4_096, 6_144]
+        for point in points:
+            assert point.value == pytest.approx(values[steps <= point.step].mean(), abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_parameters() -> None:
