@@ -9,6 +9,7 @@ then leaves above a higher score than 1/2.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats, check_layout
+from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats, check_layout
 from cee_gym.agents.rules import graded, ungraded
 from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
@@ -99,16 +100,10 @@ class AtAlpha(Agent):
         """See `Agent.exit_layers`."""
         return self.agent.exit_layers(num_layers, ungraded(threshold, self.threshold))
 
-    def decider(self, threshold: float, device: torch.device) -> Decide:
+    def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        decide = self.agent.decider(ungraded(threshold, self.threshold), device)
-
-        def decide_held(observations: torch.Tensor, layer: int) -> torch.Tensor:
-            held = observations.clone()
-            held[..., self.layout["alpha"]] = self.alpha
-            return decide(held, layer)
-
-        return decide_held
+        inner = self.agent.decider(ungraded(threshold, self.threshold), device)
+        return replace(inner, alpha=self.alpha)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the agent."""

@@ -2,7 +2,8 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.vector import SyncVectorEnv
 from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
@@ -27,6 +29,23 @@ AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 VERSION = 1
 
 
+@dataclass(frozen=True)
+class Decider:
+    """How an agent decides while a batch is running, one layer after another.
+
+    Attributes:
+        parts: of an observation that it is shown, in order, D wide in all.
+        decide: what is asked, by several threads at once: given observations float32 `[n, D]`, or
+            the paths `[n, t, D]` where the agent has a memory, and the layer, from 1, it says which
+            leave, bool `[n]`.
+        alpha: the price it is shown, where that is one of the parts.
+    """
+
+    parts: tuple[str, ...]
+    decide: Callable[[torch.Tensor, int], torch.Tensor]
+    alpha: float
+
+
 class Agent(ABC):
     """Decides when to leave.
 
@@ -36,9 +55,11 @@ class Agent(ABC):
         alpha_range: the lowest and highest price of one layer there.
         model: the fingerprint of the weights whose states it learned on last; None where it is not
             known.
+        has_memory: whether it decides on the path, and not on the last step of it alone.
     """
 
     name: ClassVar[str]
+    has_memory: bool = True
     layout: dict[str, slice]
     alpha_range: tuple[float, float]
     model: str | None = None
@@ -48,10 +69,11 @@ class Agent(ABC):
         """Takes what an environment shows, at the first call; later refuses to be shown another.
 
         Raises:
-            CeeGymError: if the environment is none of ours, its observations lack a part the agent
-                needs, or they are not those it learned on.
+            CeeGymError: if the environment is none of ours, its rewards are vectors, its
+                observations lack a part the agent needs, or they are not those it learned on.
         """
         layout, alpha_range = _shown(env)
+        check_scalar_reward(env)
         self.check_observe(layout)
         if not hasattr(self, "layout"):
             self.layout, self.alpha_range = layout, alpha_range
@@ -102,6 +124,26 @@ class Agent(ABC):
     @abstractmethod
     def exit_probabilities(self, observations: Floats) -> Floats:
         """`exit_probability` at every layer of whole traces, `[N, L]`, given `[N, L, D]`."""
+
+    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
+        """The layers before the last, from 1, at which its score can pass a threshold."""
+        return range(1, num_layers)
+
+    def decider(self, threshold: float, device: torch.device) -> Decider:
+        """What says, layer by layer, whose score passes a threshold.
+
+        It need not follow what the agent learns after this.
+
+        Args:
+            threshold: on `exit_probability`.
+            device: of the observations; the answers are there or on the host.
+        """
+
+        def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            paths = observations if self.has_memory else observations[:, None]
+            return torch.from_numpy(self.exit_probability(paths.cpu().numpy()) > threshold)
+
+        return Decider(self.observe, decide, self.alpha_range[0])
 
     def at(self, *, alpha: float) -> "AtAlpha":
         """This agent held at one price of a layer, if it learned at every price of a range.
@@ -311,6 +353,19 @@ def check_model(agent: Agent, model: str | None) -> None:
         raise CeeGymError(
             f"this {agent.name} agent learned on the states of model {agent.model}, not {model}: "
             "their numbers mean other things, so train an agent on this model"
+        )
+
+
+def check_scalar_reward(env: AnyEnv) -> None:
+    """Refuses an environment with vector rewards.
+
+    Raises:
+        CeeGymError: saying how to make it.
+    """
+    if hasattr(env.unwrapped, "reward_space"):
+        raise CeeGymError(
+            "the rewards of this environment are vectors, and the agents here take numbers: make "
+            "it with reward='scalar', which weighs them by alpha"
         )
 
 

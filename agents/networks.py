@@ -1,5 +1,8 @@
 """Policy networks, and the probability of each exit under them."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import gelu, logsigmoid, one_hot
@@ -69,14 +72,48 @@ class PerLayerPolicy(nn.Module):
         """States as the networks see them: scaled where they have bounds."""
         return (states - self.shift) * self.scale
 
-    def of_layer(self, states: torch.Tensor, layer: int) -> torch.Tensor:
-        """Logits of leaving one layer, `[n]`, given its states `[n, D]`; layers count from 1."""
-        index = layer - 1
-        rule = 0.0 if self.rule is None else self.rule(states)
-        seen = self.seen(states)
-        if hasattr(self, "hidden_weight"):
-            seen = gelu(torch.addmm(self.hidden_bias[index], seen, self.hidden_weight[index]))
-        return torch.addmv(self.bias[index], seen, self.weight[index]) + rule
+    def decide_by_layer(
+        self, threshold: float, device: torch.device
+    ) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """Whether the probability of leaving is above a threshold, for states of one layer.
+
+        Next to a layer of a small model that runs for one text, every single operation is felt. So
+        the scaling of the states, what the rule adds to all alike, and the threshold are folded
+        into the weights.
+
+        Args:
+            threshold: on the probability.
+            device: of the states.
+
+        Returns:
+            From states `[n, D]` and their layer, from 1, to bool `[n]`.
+        """
+        terms, constant = ([], 0.0) if self.rule is None else self.rule.terms()
+        constant -= _logit(threshold)
+        with torch.no_grad():
+            origin = -self.shift * self.scale
+            hidden: list[tuple[torch.Tensor, torch.Tensor]] = []
+            if hasattr(self, "hidden_weight"):
+                weight, bias = self.weight.clone(), self.bias + constant
+                inner = (self.scale[:, None] * self.hidden_weight).to(device)
+                inner_bias = (self.hidden_bias + origin @ self.hidden_weight).to(device)
+                hidden = list(zip(inner, inner_bias, strict=True))
+            else:
+                weight, bias = self.weight * self.scale, self.bias + self.weight @ origin + constant
+            outer = list(zip(weight.to(device), bias.to(device), strict=True))
+
+        def decide(states: torch.Tensor, layer: int) -> torch.Tensor:
+            seen = states
+            if hidden:
+                inner, inner_bias = hidden[layer - 1]
+                seen = gelu(torch.addmm(inner_bias, states, inner))
+            weight, bias = outer[layer - 1]
+            logits = torch.addmv(bias, seen, weight)
+            for of, column, factor in terms:
+                logits = torch.add(logits, of(states[:, column]), alpha=factor)
+            return logits > 0
+
+        return decide
 
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""
@@ -122,6 +159,19 @@ class ConfidenceRule(nn.Module):
             )
         return self.gain * (confidence_logit(states[..., self.confidence]) - threshold)
 
+    def terms(self) -> tuple[list[tuple[Callable[..., torch.Tensor], int, float]], float]:
+        """The same as a sum: functions of columns of a state with their factors, and a constant."""
+        gain, (threshold, change) = self.gain.item(), self.threshold.tolist()
+        terms: list[tuple[Callable[..., torch.Tensor], int, float]] = [
+            (confidence_logit, self.confidence, gain)
+        ]
+        low, high = self.alpha_range
+        if self.alpha is not None and low < high:
+            slope = change / (high - low)
+            terms.append((torch.Tensor.detach, self.alpha, -gain * slope))
+            threshold -= slope * low
+        return terms, -gain * threshold
+
 
 def confidence_logit(confidence: torch.Tensor) -> torch.Tensor:
     """The logit of a probability, finite where it is 0 or 1."""
@@ -137,6 +187,12 @@ def log_exit_distribution(logits: torch.Tensor) -> torch.Tensor:
     leave = logsigmoid(logits[:, :-1])
     zero = torch.zeros_like(logits[:, :1])
     return torch.cat([zero, stay], dim=1) + torch.cat([leave, zero], dim=1)
+
+
+def _logit(probability: float) -> float:
+    if 0 < probability < 1:
+        return math.log(probability / (1 - probability))
+    return -math.inf if probability <= 0 else math.inf
 
 
 def _uniform(*shape: int, fan_in: int) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """What the agents with a network per layer share: how it is made, decides and is kept."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats, table_of
+from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats, table_of
 from cee_gym.agents.curves import Curves
 from cee_gym.agents.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
 from cee_gym.envs.table import ExitTable
@@ -173,15 +172,11 @@ class PerLayerAgent(Agent):
             ]
             return torch.cat(chunks).numpy()
 
-    def decider(self, threshold: float, device: torch.device) -> Decide:
+    def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        policy = copy.deepcopy(self._learned()).to(device)
-
-        def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
-            logits = policy.of_layer(self.states(observations[:, -1]), layer)
-            return torch.sigmoid(logits) > threshold
-
-        return decide
+        decide = self._learned().decide_by_layer(threshold, device)
+        parts = tuple(part for part in self.observe if part != "layer")
+        return Decider(parts, decide, self.alpha_range[0])
 
     def _learned(self) -> PerLayerPolicy:
         if self.policy is None:

@@ -24,7 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
 from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Decide, Floats
+from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats
 from cee_gym.errors import CeeGymError, check_number
 
 
@@ -95,10 +95,10 @@ class Confidence(Rule):
         """See `Agent.exit_probabilities`."""
         return graded(self.part(observations, "confidence")[..., 0], self.threshold)
 
-    def decider(self, threshold: float, device: torch.device) -> Decide:
+    def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        column, least = self.layout["confidence"].start, ungraded(threshold, self.threshold)
-        return lambda observations, layer: observations[:, -1, column] > least
+        least = ungraded(threshold, self.threshold)
+        return Decider(("confidence",), lambda seen, layer: seen[:, 0] > least, 0.0)
 
 
 class Entropy(Rule):
@@ -125,11 +125,10 @@ class Entropy(Rule):
         """See `Agent.exit_probabilities`."""
         return graded(-self.part(observations, "entropy")[..., 0], -self.threshold, low=-1, high=0)
 
-    def decider(self, threshold: float, device: torch.device) -> Decide:
+    def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        column = self.layout["entropy"].start
         most = -ungraded(threshold, -self.threshold, low=-1, high=0)
-        return lambda observations, layer: observations[:, -1, column] < most
+        return Decider(("entropy",), lambda seen, layer: seen[:, 0] < most, 0.0)
 
 
 class Patience(Rule):

@@ -75,7 +75,9 @@ def main(args: Args) -> None:
             Reinforce(seed=seed, weight_decay=0.01),
             output,
             setup=setup,
-            policy=PolicyConfig(alpha=(args.alpha,)),
+            policy=PolicyConfig(
+                alpha=(args.alpha,), observe=("hidden", "layer"), total_timesteps=300_000
+            ),
             alternation=AlternationConfig(rounds=args.rounds),
             metrics=task.metrics,
         ).train(resume=True)

@@ -102,7 +102,7 @@ def main(args: Args) -> None:
 
 def measure(recording: Path, split: str) -> dict[str, Any]:
     """Trains a policy on a recording and reports it."""
-    policy = PolicyConfig()
+    policy = PolicyConfig(observe=("hidden", "layer"), total_timesteps=300_000)
     env = policy_env(recording, policy)
     agent = ExpectedReturn(weight_decay=0.01).learn(env, policy.total_timesteps)
     calibration, report = (policy_env(recording, policy, s).table for s in ("calibration", split))

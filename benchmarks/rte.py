@@ -65,7 +65,7 @@ def main(args: Args) -> None:
             ),
             "dev_accuracy_per_layer": dev.correct.mean(axis=0).round(4).tolist(),
         }
-        policy = PolicyConfig()
+        policy = PolicyConfig(observe=("hidden", "layer"), total_timesteps=300_000)
         for kind in (Reinforce, ExpectedReturn, LongstaffSchwartz):
             agent = kind(seed=seed).learn(policy_env(recording, policy), policy.total_timesteps)
             tables = [policy_env(recording, policy, s).table for s in ("calibration", "dev")]

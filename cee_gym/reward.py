@@ -6,13 +6,16 @@ Keeping the two
 apart lets alpha, the price of one layer, change without touching either.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from cee_gym.cost import CostModel
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
 from cee_gym.trace import Trace
@@ -32,14 +35,15 @@ class Reward:
             probability that
             the last layer gives the label; `None` weighs every instance 1; an array `[N]` is taken
             as it is.
-        cost: `"layers"`, t at layer t, or one number per layer `[L]`, cumulative.
+        cost: `"layers"`, t at layer t, or one number per layer `[L]`, cumulative; or a `CostModel`
+            or its path, what `cee-gym profile` measured, at its typical batch size and length.
     """
 
     quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
     hardness: Literal["memorized_layer", "last_layer_loss"] | npt.ArrayLike | None = (
         "memorized_layer"
     )
-    cost: Literal["layers"] | Sequence[float] = "layers"
+    cost: Literal["layers"] | Sequence[float] | CostModel | str | os.PathLike[str] = "layers"
 
     def __post_init__(self) -> None:
         if self.quality not in ("cross_entropy", "correctness"):
@@ -54,10 +58,22 @@ class Reward:
                 f"hardness {self.hardness!r} is unknown: use 'memorized_layer', "
                 "'last_layer_loss', None or an array [N]"
             )
-        if isinstance(self.cost, str) and self.cost != "layers":
+        if isinstance(self.cost, str) and self.cost != "layers" and not Path(self.cost).exists():
             raise CeeGymError(
-                f"cost {self.cost!r} is unknown: use 'layers' or one number per layer"
+                f"cost {self.cost!r} is unknown: use 'layers' or one number per layer, or the path "
+                "of a profile (cee-gym profile)"
             )
+        if isinstance(self.cost, str | os.PathLike) and self.cost != "layers":
+            object.__setattr__(self, "cost", CostModel.load(self.cost))
+
+    @property
+    def deterministic(self) -> bool:
+        """False where the cost was measured.
+
+        A profile of another machine, or another one of the same, gives other rewards, and so
+        another best policy; under one profile they stay the same.
+        """
+        return not isinstance(self.cost, CostModel)
 
     def tables(self, trace: Trace) -> tuple[Floats, Floats]:
         """Quality and price of leaving at each layer.
@@ -66,8 +82,11 @@ class Reward:
             Two float32 arrays `[N, L]`.
 
         Raises:
-            CeeGymError: if a given hardness or cost does not fit the trace.
+            CeeGymError: if a given hardness or cost does not fit the trace, or the cost is that of
+                another model.
         """
+        if isinstance(self.cost, CostModel):
+            self.cost.check_model(trace.header.get("model"))
         return self.of(trace.loss, trace.correct)
 
     def of(self, loss: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -89,7 +108,8 @@ class Reward:
         """What running layers 1..t costs, float64 `[L]`."""
         if isinstance(self.cost, str):
             return np.arange(1, num_layers + 1, dtype=np.float64)
-        cost = _numbers(self.cost)
+        given: Any = self.cost
+        cost = given.layer_costs() if isinstance(given, CostModel) else _numbers(given)
         if cost.shape != (num_layers,) or not np.isfinite(cost).all():
             raise CeeGymError(
                 f"cost must be {num_layers} finite numbers, one per layer, got shape {cost.shape}"

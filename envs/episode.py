@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 
 from cee_gym.envs import render
 from cee_gym.envs.draws import alpha_block, instance_block
@@ -43,13 +43,18 @@ class EpisodeEnv(gym.Env[Observation, int]):
         num_layers: L.
         layout: the columns of each part of an observation.
         alpha: the lowest and highest price of one layer.
+        reward_space: of vector rewards; None where rewards are numbers.
+        deterministic: False where prices were measured.
         render_mode: `"ansi"`, `"rgb_array"` or None.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         "render_modes": render.MODES,
         "render_fps": render.FPS,
+        "deterministic": True,
     }
+    reward_space: Box
+    reward_dim: int
 
     def __init__(
         self,
@@ -57,6 +62,8 @@ class EpisodeEnv(gym.Env[Observation, int]):
         num_layers: int,
         layout: Layout,
         alpha: tuple[float, float],
+        reward_space: Box | None,
+        deterministic: bool,
         render_mode: str | None,
     ) -> None:
         self.num_instances = num_instances
@@ -65,6 +72,10 @@ class EpisodeEnv(gym.Env[Observation, int]):
         self.observation_space = space_of(layout, alpha)  # type: ignore[assignment]
         self.action_space = Discrete(2)  # type: ignore[assignment]
         self.alpha_range = alpha
+        self.metadata = {**self.metadata, "deterministic": deterministic}  # type: ignore[misc]
+        self._vector_reward = reward_space is not None
+        if reward_space is not None:
+            self.reward_space, self.reward_dim = reward_space, 2
         self.render_mode = render.checked_mode(render_mode)
         self.instance = 0
         self.alpha = alpha[0]
@@ -136,14 +147,15 @@ class EpisodeEnv(gym.Env[Observation, int]):
             self._alphas = alpha_block(self.np_random, low, high).tolist()
         return self._alphas.pop()
 
-    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
         """Continues to the next layer, or exits; at the last layer both exit.
 
         Args:
             action: 0 to continue, 1 to exit.
 
         Returns:
-            Observation, reward, whether the episode has ended, False, and infos where it has.
+            Observation, reward (a float, or float32 `[2]`), whether the episode has ended, False,
+            and infos where it has.
 
         Raises:
             ResetNeeded: if no episode is under way.
@@ -156,10 +168,15 @@ class EpisodeEnv(gym.Env[Observation, int]):
         if action == CONTINUE and self.layer < self.num_layers:
             self.layer += 1
             self._enter_layer()
-            return self._observation(), 0.0, False, False, {}
+            nothing = np.zeros(2, dtype=np.float32) if self._vector_reward else 0.0
+            return self._observation(), nothing, False, False, {}
         self._ended = True
         outcome = self._outcome()
-        reward = outcome.quality - self.alpha * outcome.price
+        reward: Any
+        if self._vector_reward:
+            reward = np.array([outcome.quality, -outcome.price], dtype=np.float32)
+        else:
+            reward = outcome.quality - self.alpha * outcome.price
         return self._observation(), reward, True, False, self._final_info(outcome)
 
     def _final_info(self, outcome: Outcome) -> dict[str, Any]:
@@ -183,6 +200,29 @@ class EpisodeEnv(gym.Env[Observation, int]):
             gym.logger.warn("render() does nothing: make the environment with a render_mode")
             return None
         return render.frame(self.render_mode, self._readings(), self.num_layers, self._ended)
+
+
+def reward_space_of(reward: str, quality: str, price: npt.NDArray[np.float32]) -> Box | None:
+    """The space of the rewards `[quality, -price]`, None where they are numbers.
+
+    Args:
+        reward: `"scalar"` or `"vector"`.
+        quality: see `cee_gym.Reward`.
+        price: of leaving at each layer, `[N, L]`.
+
+    Raises:
+        CeeGymError: if `reward` is neither.
+    """
+    if reward == "scalar":
+        return None
+    if reward != "vector":
+        raise CeeGymError(f"reward {reward!r} is unknown: use 'scalar' or 'vector'")
+    worst, best = (-np.inf, 0.0) if quality == "cross_entropy" else (0.0, 1.0)
+    # Continuing gives zeros.
+    return Box(
+        np.array([worst, min(0.0, -price.max())], dtype=np.float32),
+        np.array([best, max(0.0, -price.min())], dtype=np.float32),
+    )
 
 
 def check_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:

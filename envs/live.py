@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome
+from cee_gym.collect import fingerprint
+from cee_gym.cost import CostModel
+from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
 from cee_gym.envs.observation import layout_of, width_of, write
 from cee_gym.envs.render import Readings
 from cee_gym.errors import CeeGymError, DataError
@@ -42,6 +44,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
         quality: see `cee_gym.Reward`.
         cost: see `cee_gym.Reward`.
         observe: see `EarlyExitEnv`.
+        reward: see `EarlyExitEnv`.
         max_tokens: longer texts are cut; by default what the model was made for.
         render_mode: see `EarlyExitEnv`.
 
@@ -62,6 +65,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
         quality: Any = "cross_entropy",
         cost: Any = "layers",
         observe: Sequence[str] = ("hidden", "layer"),
+        reward: str = "scalar",
         max_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -70,8 +74,8 @@ class LiveEarlyExitEnv(EpisodeEnv):
         self.data = data
         self.max_tokens = max_tokens or model.config.max_tokens
         _check_labels(data, model.num_labels)
-        reward = Reward(quality=quality, hardness=hardness, cost=cost)
-        self._quality = reward.quality
+        pay = Reward(quality=quality, hardness=hardness, cost=cost)
+        self._quality = pay.quality
         self._memorized_layer: npt.NDArray[np.int64] | None = None
         if trace is not None:
             trace = trace if isinstance(trace, Trace) else Trace.open(trace)
@@ -81,10 +85,12 @@ class LiveEarlyExitEnv(EpisodeEnv):
                     f"the trace at {trace.path} has {trace.num_layers} layers, the model "
                     f"{model.num_layers}: give the trace of this model"
                 )
-            self._price = reward.tables(trace)[1][rows]
+            self._price = pay.tables(trace)[1][rows]
             self._memorized_layer = memorized_layer(trace.correct)[rows]
         elif hardness is None:
-            cost = reward.layer_cost(model.num_layers).astype(np.float32)
+            if isinstance(pay.cost, CostModel):
+                pay.cost.check_model(fingerprint(model))
+            cost = pay.layer_cost(model.num_layers).astype(np.float32)
             self._price = np.broadcast_to(cost, (len(data), model.num_layers))
         else:
             raise CeeGymError(
@@ -97,6 +103,8 @@ class LiveEarlyExitEnv(EpisodeEnv):
             num_layers=model.num_layers,
             layout=layout_of(observe, model.num_layers, model.width, model.num_labels),
             alpha=alpha_range(alpha),
+            reward_space=reward_space_of(reward, quality, self._price),
+            deterministic=pay.deterministic,
             render_mode=render_mode,
         )
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome
+from cee_gym.cost import CostModel
+from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
 from cee_gym.envs.render import Readings
 from cee_gym.envs.table import ExitTable, open_table
 from cee_gym.trace import Trace
@@ -40,6 +41,11 @@ class EarlyExitEnv(EpisodeEnv):
     cross-entropy of its classifier, minus `alpha * (1 - m/L) * t` with m the memorized layer; see
     `cee_gym.Reward`.
 
+    With `reward="vector"` a reward is float32 `[quality_t, -price_t]`, `[0, 0]` for continuing, by
+    the protocol of MO-Gymnasium (`reward_space`, `reward_dim`): its `LinearReward` with the weights
+    `[1, alpha]` gives the scalar one. Make it with `mo_gymnasium.make`, or `gymnasium.make` with
+    `disable_env_checker=True`: Gymnasium's own checker wants numbers.
+
     ## Starting state
     Layer 1 of an instance drawn uniformly with replacement. Where `alpha` is a range, each episode
     draws its own. `reset(options={"instance": i, "alpha": a})` fixes either for one episode.
@@ -57,8 +63,10 @@ class EarlyExitEnv(EpisodeEnv):
         alpha: the price of one layer, or the range `(low, high)` from which each episode draws it.
         hardness: see `cee_gym.Reward`.
         quality: see `cee_gym.Reward`.
-        cost: see `cee_gym.Reward`.
+        cost: see `cee_gym.Reward`. Where it is measured, `metadata["deterministic"]` is False:
+            under another profile the same episodes pay otherwise.
         observe: the parts of an observation.
+        reward: `"scalar"`, or `"vector"`, which leaves the weighing to the learner.
         render_mode: `"ansi"`, a text, or `"rgb_array"`, a picture: the confidence of each layer,
             green where it is right, red where it is wrong, and a mark at the exit.
 
@@ -83,8 +91,9 @@ class EarlyExitEnv(EpisodeEnv):
         alpha: float | Sequence[float] = 0.035,
         hardness: str | npt.ArrayLike | None = "memorized_layer",
         quality: str = "cross_entropy",
-        cost: str | Sequence[float] = "layers",
+        cost: str | os.PathLike[str] | CostModel | Sequence[float] = "layers",
         observe: Sequence[str] = ("hidden", "layer"),
+        reward: str = "scalar",
         render_mode: str | None = None,
     ) -> None:
         self.table: ExitTable = open_table(
@@ -97,6 +106,7 @@ class EarlyExitEnv(EpisodeEnv):
             "quality": quality,
             "cost": cost,
             "observe": observe,
+            "reward": reward,
         }
         self._alpha_column = self.table.alpha_column
         super().__init__(
@@ -104,6 +114,8 @@ class EarlyExitEnv(EpisodeEnv):
             num_layers=self.table.trace.num_layers,
             layout=self.table.layout,
             alpha=self.table.alpha,
+            reward_space=reward_space_of(reward, quality, self.table.price),
+            deterministic=self.table.deterministic,
             render_mode=render_mode,
         )
 

@@ -38,6 +38,7 @@ class ExitTable:
         prediction: int64 `[N, L]`, the class it gives.
         alpha: the lowest and highest price of one layer; equal where it is fixed.
         layout: the columns of each part of an observation.
+        deterministic: False where the prices were measured; see `cee_gym.Reward`.
     """
 
     trace: Trace
@@ -49,6 +50,7 @@ class ExitTable:
     prediction: npt.NDArray[np.int64]
     alpha: tuple[float, float]
     layout: Layout
+    deterministic: bool
 
     def rewards(self, alpha: float | npt.ArrayLike) -> npt.NDArray[np.float64]:
         """The reward of leaving at each layer, float64 `[N, L]`.
@@ -102,7 +104,11 @@ def open_table(
         trace = open_split(trace, split)
     low_high = alpha_range(alpha)
     reward = Reward(quality=quality, hardness=hardness, cost=cost)
-    key = (trace, quality, _key(hardness), _key(cost), tuple(observe), low_high)
+    costs = reward.layer_cost(trace.num_layers).tobytes()
+    key = (
+        *(trace, quality, _key(hardness), costs, reward.deterministic),
+        *(tuple(observe), low_high),
+    )
     table = _tables.get(key)
     if table is None:
         table = _tables[key] = _build(trace, reward, observe, low_high)
@@ -135,6 +141,7 @@ def _build(
         prediction=trace.prediction.astype(np.int64),
         alpha=alpha,
         layout=layout,
+        deterministic=reward.deterministic,
     )
     for array in vars(table).values():
         if isinstance(array, np.ndarray):

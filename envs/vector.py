@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from gymnasium.error import InvalidAction, ResetNeeded
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from cee_gym.cost import CostModel
 from cee_gym.envs import render
 from cee_gym.envs.draws import BlockDraws, alpha_block, instance_block
 from cee_gym.envs.episode import (
@@ -22,6 +23,7 @@ from cee_gym.envs.episode import (
     check_alphas,
     check_instances,
     check_options,
+    reward_space_of,
 )
 from cee_gym.envs.observation import allowed_alpha, space_of
 from cee_gym.envs.recorded import EarlyExitEnv, table_readings
@@ -37,12 +39,12 @@ Ints = npt.NDArray[np.int64]
 class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], npt.NDArray[Any]]):
     """`EarlyExitEnv`, n times: step for step what `SyncVectorEnv` makes of n scalar ones.
 
-    Observations are fresh arrays, float32 `[n, D]`; rewards are float64 `[n]`. In mode SameStep the
-    entries of `infos["final_obs"]` are read-only.
+    Observations are fresh arrays, float32 `[n, D]`; rewards are float64 `[n]`, vector rewards
+    float32 `[n, 2]`. In mode SameStep the entries of `infos["final_obs"]` are read-only.
 
     Args:
         num_envs: n.
-        recording: as for `EarlyExitEnv`, and so are the arguments up to `observe`.
+        recording: as for `EarlyExitEnv`, and so are the arguments up to `reward`.
         trace: see there.
         split: see there.
         alpha: see there.
@@ -50,6 +52,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         quality: see there.
         cost: see there.
         observe: see there.
+        reward: see there; `reward_space` is that of one environment.
         autoreset_mode: `"SameStep"`, `"NextStep"` or `"Disabled"`: when an environment whose
             episode has ended begins the next.
         render_mode: `render()` gives a tuple of n frames.
@@ -65,7 +68,10 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         "render_modes": render.MODES,
         "render_fps": render.FPS,
         "autoreset_mode": AutoresetMode.SAME_STEP,
+        "deterministic": True,
     }
+    reward_space: Box
+    reward_dim: int
 
     def __init__(
         self,
@@ -76,8 +82,9 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         alpha: float | Sequence[float] = 0.035,
         hardness: str | npt.ArrayLike | None = "memorized_layer",
         quality: str = "cross_entropy",
-        cost: str | Sequence[float] = "layers",
+        cost: str | os.PathLike[str] | CostModel | Sequence[float] = "layers",
         observe: Sequence[str] = ("hidden", "layer"),
+        reward: str = "scalar",
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
     ) -> None:
@@ -98,8 +105,16 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         self.num_layers = self.table.trace.num_layers
         self.layout = self.table.layout
         self.alpha_range = self.table.alpha
+        reward_space = reward_space_of(reward, quality, self.table.price)
+        self._vector_reward = reward_space is not None
+        if reward_space is not None:
+            self.reward_space, self.reward_dim = reward_space, 2
         self.render_mode = render.checked_mode(render_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self._autoreset_mode}  # type: ignore[misc]
+        self.metadata = {  # type: ignore[misc]
+            **self.metadata,
+            "autoreset_mode": self._autoreset_mode,
+            "deterministic": self.table.deterministic,
+        }
         self.single_observation_space = space_of(self.layout, self.alpha_range)
         self.single_action_space = Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -233,15 +248,15 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
 
     def step(
         self, actions: npt.NDArray[np.integer[Any]]
-    ) -> tuple[Observation, npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
+    ) -> tuple[Observation, npt.NDArray[Any], Bools, Bools, dict[str, Any]]:
         """Steps every environment.
 
         Args:
             actions: integers `[n]`, 0 to continue and 1 to exit.
 
         Returns:
-            Observations float32 `[n, D]`, rewards float64 `[n]`, terminations bool `[n]`,
-            truncations bool `[n]`, all False, and infos.
+            Observations float32 `[n, D]`, rewards float64 `[n]` or float32 `[n, 2]`, terminations
+            bool `[n]`, truncations bool `[n]`, all False, and infos.
 
         Raises:
             ResetNeeded: if an environment has no episode under way.
@@ -263,7 +278,11 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         leave |= self._layer == self.num_layers
         leave &= ~self._ended
 
-        rewards = np.zeros(self.num_envs)
+        rewards: npt.NDArray[Any] = (
+            np.zeros((self.num_envs, 2), dtype=np.float32)
+            if self._vector_reward
+            else np.zeros(self.num_envs)
+        )
         infos: dict[str, Any] = {}
         leaving = np.flatnonzero(leave)
         begins = np.flatnonzero(self._ended)
@@ -321,7 +340,11 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
     def _leave(self, envs: Ints, states: Ints) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
         quality, price = self._quality[states], self._price[states]
         correct, layer = self._correct[states], self._layer[envs]
-        return quality - self._alpha[envs] * price, {
+        if self._vector_reward:
+            reward = np.stack([quality, np.negative(price)], axis=1)
+        else:
+            reward = quality - self._alpha[envs] * price
+        return reward, {
             "exit_layer": layer,
             "saved_layers": 1 - layer / self.num_layers,
             "prediction": self._prediction[states],

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -13,7 +14,11 @@ import numpy as np
 import pytest
 
 import cee_gym
+from cee_gym.agents import Reinforce
+from cee_gym.agents.presets import preset_for
 from cee_gym.cli import main
+from cee_gym.cli.arguments import parse_settings
+from cee_gym.errors import CeeGymError
 from tests.traces import write_recording
 
 CLAUSES = "EarlyExit-ToyBERT-Clauses"
@@ -300,13 +305,134 @@ def test_a_recording_of_ones_own_trains_by_the_plain_id(tmp_path, capsys) -> Non
     assert "is of task made-up, not rte: cee-gym train EarlyExit --trace" in message
 
 
-def test_every_agent_trains_from_the_command_line(capsys) -> None:
+def test_every_agent_trains_with_its_preset_alone(tmp_path, capsys) -> None:
     from cee_gym.agents import AGENTS
 
-    reads = {"confidence": "confidence", "entropy": "entropy", "patience": "probs"}
+    train = f"train EarlyExit --trace {write_recording(tmp_path / 'r')} --total-timesteps 500"
     for agent in AGENTS:
-        observe = [reads[agent]] if agent in reads else ["hidden", "layer"]
-        given = f"--agent {agent} --total-timesteps 2000 --observe {' '.join(observe)}"
-        main(["train", "EarlyExit-BERT-RTE", *given.split()])
+        main([*train.split(), "--agent", agent])
         assert f"{agent}, p > 1/2" in capsys.readouterr().out
-    assert "reads probs" in refused(capsys, "train", "EarlyExit-BERT-RTE", "--agent", "patience")
+    main(["agents"])
+    listed = capsys.readouterr().out
+    assert all(f"\n{agent} " in f"\n{listed}" for agent in AGENTS)
+
+
+def test_what_is_given_wins_over_the_preset(tmp_path, capsys) -> None:
+    train = f"train EarlyExit --trace {write_recording(tmp_path / 'r')} --output".split()
+    main([*train, "preset"])
+    own = ["--observe", "hidden", "layer", "--total-timesteps", "500"]
+    main([*train, "own", *own, "--set", "weight_decay=0", "--set", "hidden_width=4"])
+    preset, own = (json.loads(Path(run, "config.json").read_text()) for run in ("preset", "own"))
+    known = preset_for("reinforce", "made-up")
+    assert preset["policy"]["observe"] == list(known.observe)
+    assert preset["policy"]["total_timesteps"] == known.total_timesteps
+    assert preset["hyperparameters"].items() >= known.hyperparameters.items()
+    assert own["policy"]["observe"] == ["hidden", "layer"]
+    assert own["policy"]["total_timesteps"] == 500
+    assert own["hyperparameters"]["weight_decay"] == 0.0
+    assert own["hyperparameters"]["hidden_width"] == 4
+    # What it cannot observe it does not start from, unless that is asked for.
+    assert own["hyperparameters"]["start"] == "equally_likely"
+    message = refused(
+        capsys, *train, "x", "--observe", "hidden", "layer", "--set", "start=confidence"
+    )
+    assert "observe 'confidence'" in message
+    assert "reads probs" in refused(
+        capsys, *train, "x", "--agent", "patience", "--observe", "layer"
+    )
+
+
+def test_a_range_of_prices_is_observed(tmp_path) -> None:
+    recording = write_recording(tmp_path / "r")
+    train = f"train EarlyExit --trace {recording} --total-timesteps 500 --alpha 0 0.1"
+    main([*train.split(), "--output", "run"])
+    assert json.loads(Path("run/config.json").read_text())["policy"]["observe"][-1] == "alpha"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rate=1", 1.0),
+        ("rate=1e-3", 1e-3),
+        ("count=1e5", 100_000),
+        ("flag=false", False),
+        ("name=true", "true"),
+        ("name=with=equals", "with=equals"),
+        ("nothing=null", None),
+        ("nothing=[1, 2]", [1, 2]),
+        ("nothing=word", "word"),
+        ("some=[64, 64]", [64, 64]),
+        ('more={"net_arch": [8]}', {"net_arch": [8]}),
+    ],
+)
+def test_a_setting_is_read_as_what_its_default_is(setting, value) -> None:
+    (given,) = parse_settings("some-agent", (setting,), DEFAULTS).values()
+    assert given == value
+    assert type(given) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("rate=true", "float"),
+        ("count=1.5", "int"),
+        ("count=false", "int"),
+        ("flag=False", "bool"),
+        ("flag=1", "bool"),
+        ("some=1", "list"),
+        ("more=[]", "dict"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(setting, kind) -> None:
+    with pytest.raises(CeeGymError, match=f"not of type {kind}"):
+        parse_settings("some-agent", (setting,), DEFAULTS)
+
+
+DEFAULTS = {
+    **{"rate": 0.1, "count": 1, "flag": True, "name": "", "nothing": None},
+    **{"some": [1], "more": {"a": 1}},
+}
+
+
+def test_several_seeds_are_one_run_each_and_a_table(tmp_path, monkeypatch, capsys) -> None:
+    train = (
+        f"train EarlyExit --trace {write_recording(tmp_path / 'r')} --total-timesteps 2000 "
+        "--set start=equally_likely --set learning_rate=0.01"
+    )
+    several = [*train.split(), "--output", "all", "--seeds", "3", "1"]
+    learn, learned = Reinforce.learn, []
+
+    def stop_at_the_second(self, *args, **kwargs):
+        learned.append(self.seed)
+        return _interrupt() if self.seed == 1 else learn(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reinforce, "learn", stop_at_the_second)
+        with pytest.raises(SystemExit):
+            main(several)
+        assert "holds a run already" in refused(capsys, *several)
+    main([*several, "--resume"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Reinforce, "learn", _interrupt)
+        main([*several, "--resume"])  # nothing is left to learn
+    assert learned == [3, 1]
+    table = capsys.readouterr().out.splitlines()
+    runs = []
+    for seed in (3, 1):
+        main([*train.split(), "--output", f"one-{seed}", "--seed", str(seed)])
+        run = json.loads(Path(f"all/seed-{seed}/round-0/evaluation.json").read_text())
+        assert run == json.loads(Path(f"one-{seed}/round-0/evaluation.json").read_text())
+        runs.append(run["policy"]["p > 1/2"])
+    returns = [run["mean_return"] for run in runs]
+    mean, spread = statistics.mean(returns), statistics.stdev(returns)
+    assert spread > 0
+    (row,) = {line for line in table if line.startswith("reinforce, p > 1/2")}
+    assert row.endswith(f"{mean:.4f} ± {spread:.4f}")
+    written = json.loads(Path("all/seeds.json").read_text())
+    assert written["seeds"] == [3, 1]
+    figures = written["rows"]["reinforce, p > 1/2"]
+    assert figures["mean_return"] == pytest.approx({"mean": mean, "spread": spread})
+    assert "twice" in refused(capsys, *train.split(), "--seeds", "1", "1")
+    assert "leave --set seed out" in refused(
+        capsys, *train.split(), "--seeds", "1", "2", "--set", "seed=0"
+    )

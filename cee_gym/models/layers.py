@@ -9,6 +9,7 @@ by one is the model.
 """
 
 import copy
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,76 @@ def layer_calls(
     finally:
         _calls.reset(token)
     return calls[0][1], [call for call, _ in calls]
+
+
+# Of a tensor that a layer is given, the dimensions that are positions in the text, by how many it
+# has in all; the first is the batch.
+_POSITIONS = {
+    2: (1,),  # padding [B, T]
+    3: (1,),  # hidden states and position embeddings [B, T, d]
+    4: (2, 3),  # attention masks and biases [B, heads, T, T]
+}
+
+
+def narrow(
+    hidden: torch.Tensor, calls: Sequence[LayerCall], rows: torch.Tensor, length: int
+) -> tuple[torch.Tensor, list[LayerCall]]:
+    """Hidden states and calls of some texts of a batch only, without the last positions.
+
+    What a layer is given is None, true or false, or a tensor whose number of dimensions tells what
+    they are: `[B, T]`, `[B, T, d]` or `[B, heads, T, T]`, with 1 in place of a B or T that is
+    broadcast.
+
+    Args:
+        hidden: `[B, T, H]`.
+        calls: of layers that have not run yet.
+        rows: int64 `[n]`, positions in the batch, on the device of the hidden states.
+        length: how many positions to keep, those after it being padding in all of these texts.
+
+    Raises:
+        BackboneError: if a layer is given anything else.
+    """
+    batch = hidden.shape[:2]
+    # Most layers are given the same tensors: they are narrowed once.
+    done: dict[int, torch.Tensor] = {}
+
+    def narrowed(value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, torch.Tensor):
+            if id(value) not in done:
+                done[id(value)] = _narrow_tensor(value, batch, rows, length)
+            return done[id(value)]
+        if isinstance(value, tuple):
+            return tuple(narrowed(part) for part in value)
+        if isinstance(value, dict):
+            return {key: narrowed(part) for key, part in value.items()}
+        raise _cannot_narrow(f"something of type {type(value).__name__}")
+
+    return narrowed(hidden), [
+        LayerCall(call.layer, narrowed(call.args), narrowed(call.kwargs)) for call in calls
+    ]
+
+
+def _narrow_tensor(
+    tensor: torch.Tensor, batch: tuple[int, ...], rows: torch.Tensor, length: int
+) -> torch.Tensor:
+    size, tokens = batch
+    positions = _POSITIONS.get(tensor.ndim, ())
+    fits = positions and tensor.shape[0] in (1, size)
+    if not fits or any(tensor.shape[place] not in (1, tokens) for place in positions):
+        raise _cannot_narrow(f"a tensor {list(tensor.shape)} in a batch {list(batch)}")
+    for place in positions:
+        tensor = tensor.narrow(place, 0, min(length, tensor.shape[place]))
+    return tensor if tensor.shape[0] != size else tensor.index_select(0, rows)
+
+
+def _cannot_narrow(what: str) -> BackboneError:
+    return BackboneError(
+        f"the layers of this backbone are given {what}, from which texts that have left cannot be "
+        "taken: give BERT, RoBERTa, ALBERT, ELECTRA, DistilBERT or ModernBERT with attention sdpa "
+        "or eager"
+    )
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:

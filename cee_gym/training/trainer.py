@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.logger import HParam, Logger, configure
 
 from cee_gym.agents.base import Agent, load_agent
+from cee_gym.agents.presets import preset_for
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
@@ -35,7 +36,7 @@ class ConsistentEETrainer:
         output: the directory of the run.
         setup: text and backbone; None to train the policy on a finished recording.
         recording: the finished recording; None to make one.
-        policy: the environment of the policy phase.
+        policy: the environment of the policy phase; what it leaves open is the agent's preset's.
         alternation: the rounds.
         metrics: of the task, the leading one first.
     """
@@ -57,7 +58,6 @@ class ConsistentEETrainer:
         self.output = Path(output)
         self.setup = setup
         self.recording = recording
-        self.policy = policy or PolicyConfig()
         self.alternation = alternation or AlternationConfig()
         self.metrics = metrics
         if self.setup is None and self.alternation.rounds:
@@ -65,6 +65,14 @@ class ConsistentEETrainer:
                 f"{self.alternation.rounds} rounds train the backbone as well, which takes its "
                 "weights and text: give --backbone and --data, or --rounds 0"
             )
+        self.policy = (policy or PolicyConfig()).over(preset_for(agent.name, self._task()))
+
+    def _task(self) -> str:
+        if self.setup is not None:
+            return self.setup.task.name
+        assert self.recording is not None
+        task: str = open_split(self.recording, "train").header["task"]
+        return task
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the outcome of the run, JSON-able."""
@@ -85,7 +93,8 @@ class ConsistentEETrainer:
         """Runs what is not done yet.
 
         Args:
-            resume: go on with the run in `output`; without it `output` must not hold one.
+            resume: go on with the run in `output`, perhaps with more rounds than it was begun with;
+                without it `output` must not hold one.
             progress_bar: show progress and time left.
 
         Returns:
@@ -95,6 +104,7 @@ class ConsistentEETrainer:
             CeeGymError: if `output` holds a run and `resume` is not given, or one with other
                 settings; or if the agent cannot learn from these observations.
         """
+        assert self.policy.observe is not None
         self.agent.check_observe(self.policy.observe)
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
@@ -126,7 +136,10 @@ class ConsistentEETrainer:
                 )
             try:
                 before = dict(json.loads(file.read_text()))
-            except (OSError, ValueError, TypeError) as error:
+                rounds = description["alternation"]["rounds"]
+                if before["alternation"]["rounds"] < rounds:  # a run may be given more
+                    before["alternation"]["rounds"] = rounds
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise CeeGymError(
                     f"{file} cannot be read ({error}): the settings of the run in {self.output} "
                     "are unknown, so give another --output"
@@ -172,6 +185,7 @@ class ConsistentEETrainer:
             first = open_split(self.output / "round-0" / "recording", "train")
             memorized = memorized_layer(first.correct)
         env = policy_env(recording, self.policy, memorized_layers=memorized)
+        assert self.policy.total_timesteps is not None
         self.agent.learn(env, self.policy.total_timesteps, logger=logger, progress_bar=progress_bar)
         results = report(
             self.agent,

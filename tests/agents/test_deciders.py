@@ -9,7 +9,7 @@ import torch
 
 from cee_gym.agents import AGENTS, RandomExit
 from cee_gym.agents.at_alpha import AtAlpha
-from cee_gym.agents.base import Agent, make_agent
+from cee_gym.agents.base import Agent, Decider, make_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.returns import first_exit
 from tests.traces import write_trace
@@ -63,13 +63,28 @@ def also_held(agent: Agent) -> list[Agent]:
     return [agent, *(AtAlpha(agent, 0.07, value) for value in (0.5, 0.31, 0.83, 0.0, 1.0))]
 
 
+def at_lowest_alpha(env: EarlyExitEnv) -> np.ndarray:
+    """Observations as an agent that is not held is shown them."""
+    observations = env.observations.copy()
+    observations[..., env.layout["alpha"]] = env.alpha_range[0]
+    return observations
+
+
+def shown_to(decider: Decider, env: EarlyExitEnv) -> torch.Tensor:
+    """The parts of observations that it reads, `[N, L, D]`."""
+    parts = {part: env.observations[..., place] for part, place in env.layout.items()}
+    parts["alpha"] = np.full_like(parts["alpha"], decider.alpha)
+    return torch.tensor(np.concatenate([parts[part] for part in decider.parts], axis=2))
+
+
 def test_the_decider_passes_the_scores_above_the_threshold(env, agent) -> None:
     for one, threshold in product(also_held(agent), (0.0, 0.21, 0.5, 0.71, 1.0, np.inf)):
-        leave = one.exit_probabilities(env.observations) > threshold
-        decide = one.decider(threshold, CPU)
+        leave = one.exit_probabilities(at_lowest_alpha(env)) > threshold
+        decider = one.decider(threshold, CPU)
+        shown = shown_to(decider, env)
         for layer in range(1, env.num_layers):
-            paths = torch.tensor(env.observations[:, :layer])
-            decided = decide(paths if one.has_memory else paths[:, -1:], layer)
+            paths = shown[:, :layer]
+            decided = decider.decide(paths if one.has_memory else paths[:, -1], layer)
             np.testing.assert_array_equal(decided.numpy(), leave[:, layer - 1])
 
 
@@ -109,16 +124,7 @@ def test_what_has_a_memory_says_so(env, agent) -> None:
 
 def test_the_threshold_of_chance_is_its_probability(env) -> None:
     agent = RandomExit(probability=0.3).learn(env)
-    decide, paths = agent.decider(0.5, CPU), torch.tensor(env.observations[:, :1])
-    left = [decide(paths, 1).float().mean() for _ in range(100)]
+    decider = agent.decider(0.5, CPU)
+    states = shown_to(decider, env)[:, 0]
+    left = [decider.decide(states, 1).float().mean() for _ in range(100)]
     assert np.mean(left) == pytest.approx(0.3, abs=0.02)
-
-
-def test_the_networks_of_one_layer_are_those_of_all(env) -> None:
-    for settings in ({}, {"hidden_width": 0}, {"start": "confidence"}):
-        agent: Any = learned("reinforce", settings, env)
-        states = agent.states(torch.tensor(env.observations))
-        whole = agent.policy(states)
-        for layer in range(1, env.num_layers + 1):
-            one = agent.policy.of_layer(states[:, layer - 1], layer)
-            torch.testing.assert_close(one, whole[:, layer - 1], rtol=1e-5, atol=1e-5)

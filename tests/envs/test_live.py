@@ -119,6 +119,24 @@ def test_live_and_recorded_are_the_same_process(
     assert set(exits) == {1, 2, 3, 4}
 
 
+def test_vector_reward_is_the_same_live_as_recorded(
+    tmp_path: Path, tokenizer: BertTokenizer, data: Dataset
+) -> None:
+    model = make_model()
+    trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
+    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, reward="vector")
+    recorded = EarlyExitEnv(trace=trace, reward="vector")
+    assert live.reward_space == recorded.reward_space
+    for instance in range(len(data)):
+        for env in (live, recorded):
+            env.reset(options={"instance": instance})
+        for action in (CONTINUE, EXIT):
+            one, other = live.step(action)[1], recorded.step(action)[1]
+            assert one.dtype == other.dtype == np.float32
+            np.testing.assert_allclose(one, other, atol=1e-4)
+        assert one[0] < 0
+
+
 @contextmanager
 def counted_calls(model: MultiExitModel) -> Iterator[Counter[int]]:
     """How often each module in the backbone's list of layers runs."""

@@ -110,7 +110,11 @@ def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
             patch.setattr(
                 phases,
                 "_train_one",
-                lambda *a, **k: stop() if "backbone/fold-1" in a else train_one(*a, **k),
+                lambda s, target, *a, **k: (
+                    stop()
+                    if target.parts[-3:] == ("round-1", "models", "fold-1")
+                    else train_one(s, target, *a, **k)
+                ),
             )
         elif where == "record":
             patch.setattr(phases, "write_rows", stop)
@@ -134,13 +138,23 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(setup, tmp_pat
     with pytest.raises(CeeGymError, match="--resume"):
         trainer(setup, tmp_path / "run").train()
     with pytest.raises(CeeGymError, match="another alternation"):
-        trainer(setup, tmp_path / "run", rounds=1).train(resume=True)
+        trainer(setup, tmp_path / "run", backbone_loss="expected").train(resume=True)
     other = {**setup.splits, "train": sentences(90, "train", 7)}
     with pytest.raises(CeeGymError, match="another text"):
         trainer(replace(setup, splits=other), tmp_path / "run").train(resume=True)
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(CeeGymError, match=r"config\.json cannot be read"):
         trainer(setup, tmp_path / "run").train(resume=True)
+
+
+def test_a_run_may_be_given_more_rounds_and_not_fewer(setup, tmp_path) -> None:
+    whole = trainer(setup, tmp_path / "whole", rounds=2).train()
+    trainer(setup, tmp_path / "run").train()
+    assert trainer(setup, tmp_path / "run", rounds=2).train(resume=True) == whole
+    assert same(outcome(tmp_path / "whole", 2), outcome(tmp_path / "run", 2))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["alternation"]["rounds"] == 2
+    with pytest.raises(CeeGymError, match="another alternation"):
+        trainer(setup, tmp_path / "run", rounds=1).train(resume=True)
 
 
 def test_observations_the_agent_cannot_use_are_refused_before_the_warm_up(setup, tmp_path) -> None:
@@ -170,6 +184,8 @@ def test_a_recording_without_a_split_to_evaluate_on_is_refused_before_learning(t
         lambda: RecordConfig(held_out=2.0),
         lambda: RecordConfig(folds=1),
         lambda: RecordConfig(seed=-1),
+        lambda: RecordConfig(max_tokens=0),
+        lambda: RecordConfig(objective="joint"),
         lambda: PolicyConfig(total_timesteps=0),
         lambda: AlternationConfig(rounds=-1),
     ],

@@ -1,0 +1,250 @@
+"""Every agent on several recordings: what it earns, how fast, and its accuracy-speed curve.
+
+Each agent is trained on train with its preset, its thresholds are chosen on calibration, and what
+it then does is reported on dev, for each seed.
+
+    python benchmarks/agents.py --recordings rte=DIR mrpc=DIR mcid=DIR
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+from common import write
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from cee_gym.agents.base import Agent, make_agent
+from cee_gym.agents.presets import preset_for
+from cee_gym.envs import EarlyExitEnv
+from cee_gym.envs.table import ExitTable
+from cee_gym.evaluation.curve import accuracy_speed_curve, choose_threshold
+from cee_gym.recordings import open_split
+from cee_gym.returns import expected_return, first_exit, hindsight_return
+
+ALPHA = 0.035
+LEARNING = (
+    "reinforce",
+    "expected-return",
+    "ppo",
+    "longstaff-schwartz",
+    "sb3:ppo",
+    "sb3:a2c",
+    "sb3:dqn",
+    "sb3-contrib:trpo",
+)
+# They learn something else than the return, or nothing: they have no learning curve of it.
+OTHERS = (
+    "constrained",
+    "learning-to-exit",
+    "cat",
+    "confidence",
+    "entropy",
+    "patience",
+    "pcee",
+    "saturation",
+    "fixed-layer",
+    "random",
+)
+WITH_SEEDS = (*LEARNING, "constrained", "cat", "random")
+SMOOTHED_OVER = 5
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass
+class Args:
+    """Arguments.
+
+    Attributes:
+        recordings: NAME=DIR, one or more; NAME is the task.
+        seeds: how many.
+        agents: which; all by default.
+    """
+
+    recordings: tuple[str, ...]
+    seeds: int = 3
+    agents: tuple[str, ...] = (*LEARNING, *OTHERS)
+
+
+class Curve(KVWriter):
+    """Keeps when each mean return of a learning run was written."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.start = time.perf_counter()
+
+    def write(self, key_values: dict[str, Any], *_: Any, **__: Any) -> None:
+        """Takes a point."""
+        if "rollout/ep_rew_mean" in key_values:
+            elapsed = time.perf_counter() - self.start
+            self.points.append((elapsed, float(key_values["rollout/ep_rew_mean"])))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def main(args: Args) -> None:
+    """Trains and reports."""
+    warnings.filterwarnings("ignore", category=UserWarning)
+    tasks = {}
+    for given in args.recordings:
+        task, _, path = given.partition("=")
+        tasks[task] = on_one(task, Path(path), args)
+    write("agents", {"alpha": ALPHA, "seeds": args.seeds, "tasks": tasks})
+
+
+def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
+    """All agents on one recording."""
+    traces = {split: open_split(recording, split) for split in ("train", "calibration", "dev")}
+    rewards = {
+        split: EarlyExitEnv(trace=trace, alpha=ALPHA).table.rewards(ALPHA)
+        for split, trace in traces.items()
+    }
+    fixed = int(rewards["train"].mean(axis=0).argmax())
+    rows: dict[str, list[dict[str, Any]]] = {}
+    of_rows: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for name in args.agents:
+        for seed in range(args.seeds if name in WITH_SEEDS else 1):
+            row, dev_returns = one(name, task, recording, seed, rewards)
+            rows.setdefault(name, []).append(row)
+            of_rows.setdefault(name, []).append(dev_returns)
+            print(task, name, seed, row["at_half"], f"{row['seconds']:.1f} s", flush=True)
+    learning = [name for name in LEARNING if name in rows]
+    best = {
+        split: max(row["return"][split] for name in learning for row in rows[name])
+        for split in ("train", "dev")
+    }
+    base = {split: float(rewards[split][:, fixed].mean()) for split in rewards}
+    for name in learning:
+        for row in rows[name]:
+            row["normalised_return"] = {
+                split: round((row["return"][split] - base[split]) / (best[split] - base[split]), 3)
+                for split in best
+            }
+            row["seconds_to_99_percent"] = time_to(row.pop("curve"), base["train"], row)
+    leader = max(learning, key=lambda name: np.mean([row["return"]["dev"] for row in rows[name]]))
+    gain = np.mean(of_rows[leader], axis=0) - rewards["dev"][:, fixed]
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5)
+    return {
+        "backbone": traces["dev"].header["backbone"],
+        "traces": {split: trace.fingerprint for split, trace in traces.items()},
+        "rows": {split: len(trace) for split, trace in traces.items()},
+        "full_depth_accuracy": float(traces["dev"].correct[:, -1].mean()),
+        "best_fixed_layer_on_train": fixed + 1,
+        "return_of_it": base,
+        "best_return": best,
+        "hindsight_return": {s: float(hindsight_return(rewards[s]).mean()) for s in rewards},
+        "gain_over_it_on_dev": {
+            "agent": leader,
+            "mean": float(gain.mean()),
+            "standard_error": error,
+            "within_noise": bool(gain.mean() < 2 * error),
+        },
+        "agents": rows,
+    }
+
+
+def one(
+    name: str, task: str, recording: Path, seed: int, rewards: dict[str, npt.NDArray[np.float64]]
+) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    """One agent and seed: what is reported, and the expected return of each row of dev."""
+    preset = preset_for(name, task)
+    tables: dict[str, ExitTable] = {}
+    for split in rewards:
+        env = EarlyExitEnv(trace=recording, split=split, alpha=ALPHA, observe=preset.observe)
+        tables[split] = env.table
+    env = EarlyExitEnv(trace=recording, split="train", alpha=ALPHA, observe=preset.observe)
+    settings = dict(preset.hyperparameters)
+    if name in WITH_SEEDS:
+        settings["seed"] = seed
+    agent: Agent = make_agent(name, **settings)
+    curve = Curve()
+    cpu = time.process_time()
+    agent.learn(env, preset.total_timesteps, logger=Logger(None, [curve]))
+    seconds = time.perf_counter() - curve.start
+    scores = {
+        split: agent.exit_probabilities(table.observations) for split, table in tables.items()
+    }
+    returns = {split: expected_return(scores[split], rewards[split]) for split in scores}
+    calibration, dev = tables["calibration"].trace, tables["dev"].trace
+    chosen = choose_threshold(calibration, scores["calibration"], most_points_lost=0.5)
+    row = {
+        "seed": seed,
+        "observe": list(preset.observe),
+        "hyperparameters": dict(preset.hyperparameters),
+        "timesteps": preset.total_timesteps,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "return": {split: float(values.mean()) for split, values in returns.items()},
+        "at_half": measured(dev, scores["dev"], 0.5, rewards["dev"]),
+        "at_most_half_a_point_lost": measured(dev, scores["dev"], chosen.value, rewards["dev"]),
+        "at_half_of_the_layers": at_level(calibration, dev, scores, 0.5, rewards["dev"]),
+        "area_under_the_curve": area(calibration, dev, scores, rewards["dev"]),
+    }
+    if name in LEARNING:
+        row["curve"] = curve.points
+    return row, returns["dev"]
+
+
+def measured(
+    trace: Any, scores: Scores, threshold: float, rewards: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Accuracy, saved layers and return at a threshold."""
+    exits = first_exit(scores > threshold)
+    rows = np.arange(len(trace))
+    return {
+        "accuracy": round(float(trace.correct[rows, exits - 1].mean()), 4),
+        "saved_layers": round(1 - float(exits.mean()) / trace.num_layers, 4),
+        "return": round(float(rewards[rows, exits - 1].mean()), 4),
+    }
+
+
+def at_level(
+    calibration: Any,
+    dev: Any,
+    scores: dict[str, Scores],
+    level: float,
+    rewards: npt.NDArray[np.float64],
+) -> dict[str, float]:
+    """What the threshold does on dev that saves just this share of the layers on calibration."""
+    points = accuracy_speed_curve(calibration, scores["calibration"])
+    fits = [point for point in points if point.saved_layers >= level - 1e-9]
+    chosen = min(fits, key=lambda point: point.saved_layers)
+    assert chosen.threshold is not None
+    return measured(dev, scores["dev"], chosen.threshold, rewards)
+
+
+def area(
+    calibration: Any, dev: Any, scores: dict[str, Scores], rewards: npt.NDArray[np.float64]
+) -> float:
+    """Mean accuracy on dev over levels of saved layers from 0 to all but one layer."""
+    levels = np.linspace(0, 1 - 1 / dev.num_layers, 21)
+    points = [at_level(calibration, dev, scores, float(level), rewards) for level in levels]
+    return round(float(np.mean([point["accuracy"] for point in points])), 4)
+
+
+def time_to(points: list[tuple[float, float]], base: float, row: dict[str, Any]) -> float | None:
+    """Seconds until the smoothed curve has come 99 % of the way from the fixed layer to its end.
+
+    None where it ends no higher than the fixed layer. An agent that learns in one go takes all of
+    its time.
+    """
+    if len(points) < SMOOTHED_OVER:
+        return row["seconds"] if row["return"]["train"] > base else None
+    seconds, values = np.array(points).T
+    kernel = np.ones(SMOOTHED_OVER) / SMOOTHED_OVER
+    smooth = np.convolve(values, kernel, mode="valid")
+    end = smooth[-1]
+    if end <= base:
+        return None
+    there = np.flatnonzero(smooth >= base + 0.99 * (end - base))
+    return round(float(seconds[there[0] + SMOOTHED_OVER - 1]), 2)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,164 @@
+"""What the arguments of the commands name: benchmarks, tasks, agents and their settings."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cee_gym.agents import AGENTS
+from cee_gym.errors import CeeGymError, did_you_mean
+
+if TYPE_CHECKING:
+    from cee_gym.tasks import Task
+
+Id = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+AgentName = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="AGENT",
+        help=f"{', '.join(AGENTS)}, sb3:NAME or sb3-contrib:NAME; see cee-gym agents.",
+    ),
+]
+# `--set a=1 --set b=2`
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
+
+
+def benchmark(given: str) -> tuple[str, str]:
+    """The id and the name of its task; `MODULE:ID` first imports the module that registers it."""
+    from importlib import import_module
+
+    from cee_gym.envs.registration import BENCHMARKS
+
+    module, _, id = given.rpartition(":")
+    if module:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise CeeGymError(f"{module} cannot be imported: {error}") from error
+    if id not in BENCHMARKS:
+        raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, list(BENCHMARKS))}")
+    return id, BENCHMARKS[id]
+
+
+def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str, str]:
+    """The id and the name of its task, where `--trace` may give the recording.
+
+    Args:
+        command: for the messages.
+        given: an id, `MODULE:ID`, or EarlyExit for a recording of one's own.
+        trace: of `--trace`.
+
+    Raises:
+        CeeGymError: if there is no such id, or the recording is of another task.
+    """
+    from cee_gym.recordings import open_split
+
+    own = given == "EarlyExit"
+    if trace is None:
+        if own:
+            raise CeeGymError("EarlyExit is a recording of your own: give --trace PATH")
+        return benchmark(given)
+    recorded = open_split(trace, "train").header["task"]
+    id, task = (given, recorded) if own else benchmark(given)
+    if task != recorded:
+        raise CeeGymError(
+            f"the recording at {trace} is of task {recorded}, not {task}: "
+            f"cee-gym {command} EarlyExit --trace {trace}"
+        )
+    return id, task
+
+
+def task_named(name: str) -> "Task":
+    """The task of this name."""
+    from cee_gym.tasks import get_task
+
+    return get_task(name)
+
+
+def metrics_of(task: str) -> tuple[str, ...]:
+    """Those of a task; accuracy where a recording is of one that is not known here."""
+    from cee_gym.tasks import get_task, task_names
+
+    return get_task(task).metrics if task in task_names() else ("accuracy",)
+
+
+def hyperparameters(
+    agent: str,
+    task: str,
+    observe: tuple[str, ...] | None,
+    settings: tuple[str, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """What to construct an agent with: its preset, and over it what `--set` says.
+
+    Args:
+        agent: its name.
+        task: the name of the benchmark's.
+        observe: of `--observe`.
+        settings: of `--set`, each `KEY=VALUE`.
+        seed: of the agent, where it has one.
+
+    Raises:
+        CeeGymError: if there is no such agent or hyper-parameter, or a value is of another type.
+    """
+    from cee_gym.agents.base import hyperparameter_defaults
+    from cee_gym.agents.presets import preset_for
+
+    known = hyperparameter_defaults(agent)
+    given = {"seed": seed} if "seed" in known else {}
+    given |= preset_for(agent, task).observing(observe).hyperparameters
+    return given | parse_settings(agent, settings, known)
+
+
+def parse_settings(agent: str, settings: tuple[str, ...], known: dict[str, Any]) -> dict[str, Any]:
+    """The values of some `KEY=VALUE`, each of the type of its default.
+
+    >>> parse_settings("cat", ("learning_rate=1",), {"learning_rate": 0.1})
+    {'learning_rate': 1.0}
+    """
+    given = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in known:
+            raise CeeGymError(
+                f"--set {setting}: give KEY=VALUE, where KEY is one of {agent}'s {', '.join(known)}"
+            )
+        try:
+            given[key] = _as_type_of(known[key], text)
+        except ValueError:
+            raise CeeGymError(
+                f"--set {setting}: {text!r} is not of type {type(known[key]).__name__}"
+            ) from None
+    return given
+
+
+def _as_type_of(default: Any, text: str) -> Any:
+    """What a text means where this default stands: JSON, or else the text itself.
+
+    Raises:
+        ValueError: if it is of another type than the default.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    kind = type(default)
+    if default is None or type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():  # 1e5
+        return int(value)
+    if kind is tuple and type(value) is list:
+        return tuple(value)
+    raise ValueError
+
+
+def quiet_transformers() -> None:
+    """Its bars for reading and writing weights would drown ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

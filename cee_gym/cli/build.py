@@ -1,0 +1,96 @@
+"""`cee-gym build`: warm a backbone up and record it."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cee_gym.cli.arguments import Id, benchmark, quiet_transformers, task_named
+from cee_gym.errors import CeeGymError
+from cee_gym.training.config import RecordConfig
+
+
+@dataclass(frozen=True)
+class Build:
+    """Warms a backbone up and records it, so that its id can be made without it.
+
+    Goes on where it was stopped.
+
+    Attributes:
+        id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
+            first.
+        backbone: hub name or directory of an encoder.
+        data: a directory with train, dev (or validation) and optionally test, or a hub name; by
+            default the task's own.
+        record: how to warm up and record.
+        output: where to record to; by default the folder of recordings, $CEE_GYM_HOME.
+    """
+
+    id: Id
+    backbone: str | None = None
+    data: str | None = None
+    record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    output: Path | None = None
+
+    def run(self) -> None:
+        """Builds."""
+        from cee_gym.recordings import (
+            build_command,
+            find_recording,
+            home,
+            recorded_splits,
+            shipped_backbone,
+        )
+        from cee_gym.training.phases import record, warm_up
+        from cee_gym.training.setup import Setup
+
+        quiet_transformers()
+        id, task_name = benchmark(self.id)
+        target = (self.output or home() / id).absolute()
+        if recorded_splits(target):
+            raise CeeGymError(f"{target} holds a recording already: remove it to record {id} again")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")
+        backbone = self.backbone or shipped_backbone(id)
+        if backbone is None:
+            raise CeeGymError(f"{id} needs a backbone: {build_command(id)}")
+        setup = Setup.load(task_named(task_name), str(backbone), self.data, self.record)
+        work = target.with_name(f"{target.name}.build")
+        _check_same(
+            work / "config.json",
+            json.loads(json.dumps(asdict(self.record)))
+            | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint},
+        )
+        print(f"recording {id} into {target}", file=sys.stderr)
+        if not (work / "recording" / "models").exists():
+            warm_up(setup, work / "models")
+            record(setup, work / "models", work / "recording")
+            (work / "models").rename(work / "recording" / "models")
+        (work / "recording").rename(target)
+        for leftover in work.iterdir():
+            leftover.unlink()
+        work.rmdir()
+        if self.output is not None or find_recording(id).absolute() != target:
+            print(f"recorded. To open it: gym.make('{id}', trace='{self.output or target}')")
+        else:
+            print(f"recorded. To open it: gym.make('{id}')")
+
+
+def _check_same(file: Path, settings: dict[str, Any]) -> None:
+    """Refuses to go on with a build that was begun with other settings."""
+    if file.exists():
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CeeGymError(f"{file} cannot be read ({error}): remove {file.parent}") from None
+        if before != settings:
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            raise CeeGymError(
+                f"{file.parent} holds a build begun with another {', '.join(changed)}: repeat its "
+                f"settings ({file.name}), or remove it"
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")

@@ -1,0 +1,123 @@
+"""`cee-gym train`: train a policy, or policy and backbone in turn."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cee_gym.cli.arguments import (
+    AgentName,
+    Id,
+    Settings,
+    benchmark_or_own,
+    hyperparameters,
+    metrics_of,
+    quiet_transformers,
+    task_named,
+)
+from cee_gym.errors import CeeGymError
+from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a policy on a recording, or policy and backbone in turn.
+
+    Attributes:
+        id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
+        agent: its name.
+        backbone: hub name or directory; with it the run warms up and records its own backbone.
+        data: a directory with train, dev and optionally test, or a hub name; by default the task's
+            own.
+        trace: the recording to train on, if not the benchmark's.
+        output: of the run; by default runs/ID-AGENT-seedSEED, or runs/ID-AGENT for several seeds.
+        resume: go on with the run in output.
+        seeds: instead of --seed, one run for each, in output/seed-SEED, and a table over them.
+        set: a hyper-parameter of the agent, over its preset; may be given again.
+        policy: the environment of the policy phase.
+        alternation: the rounds after the first policy phase.
+        record: how to warm up and record.
+    """
+
+    id: Id
+    agent: AgentName = "reinforce"
+    backbone: str | None = None
+    data: str | None = None
+    trace: Path | None = None
+    output: Path | None = None
+    resume: bool = False
+    seeds: tuple[int, ...] = ()
+    set: Settings = ()
+    policy: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
+    alternation: Annotated[AlternationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=AlternationConfig
+    )
+    record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+
+    def run(self) -> None:
+        """Trains, and prints the evaluation on dev."""
+        from cee_gym.evaluation.report import table
+        from cee_gym.evaluation.seeds import over_seeds, seeds_table
+
+        quiet_transformers()
+        if self.backbone is not None and self.trace is not None:
+            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
+        id, task = benchmark_or_own("train", self.id, self.trace)
+        name = f"{id}-{self.agent}".replace(":", "-")
+        if not self.seeds:
+            seed = self.record.seed
+            output = self.output or Path("runs") / f"{name}-seed{seed}"
+            print(table(self._one(id, task, seed, output)))
+        else:
+            if len(set(self.seeds)) < len(self.seeds):
+                raise CeeGymError(f"--seeds names one twice: {' '.join(map(str, self.seeds))}")
+            if any(setting.startswith("seed=") for setting in self.set):
+                raise CeeGymError("--seeds gives each run its seed: leave --set seed out")
+            output = self.output or Path("runs") / name
+            runs = {s: self._one(id, task, s, output / f"seed-{s}") for s in self.seeds}
+            results = over_seeds(runs)
+            (output / "seeds.json").write_text(json.dumps(results, indent=1) + "\n")
+            print(seeds_table(results))
+        print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
+
+    def _one(self, id: str, task: str, seed: int, output: Path) -> dict[str, Any]:
+        """Trains from one seed; gives the evaluation."""
+        from cee_gym.agents.base import make_agent
+        from cee_gym.recordings import find_recording, shipped_backbone
+        from cee_gym.training.setup import Setup
+        from cee_gym.training.trainer import ConsistentEETrainer
+
+        settings = hyperparameters(self.agent, task, self.policy.observe, self.set, seed)
+        agent = make_agent(self.agent, **settings)
+        backbone: str | Path | None = self.backbone
+        if backbone is None and self.alternation.rounds and self.trace is None:
+            backbone = shipped_backbone(id)
+        if self.data is not None and backbone is None and not self.alternation.rounds:
+            raise CeeGymError(
+                "--data is text for a backbone: give --backbone too, or leave --data out to train "
+                "on a recording"
+            )
+        setup = recording = None
+        if backbone is not None:
+            record = replace(self.record, seed=seed)
+            setup = Setup.load(task_named(task), str(backbone), self.data, record)
+        elif self.alternation.rounds:
+            raise CeeGymError(
+                f"--rounds {self.alternation.rounds} trains the backbone as well, which takes its "
+                f"weights and text: cee-gym train {id} --rounds {self.alternation.rounds} "
+                "--backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
+            )
+        else:
+            recording = self.trace or find_recording(id)
+        trainer = ConsistentEETrainer(
+            agent,
+            output,
+            setup=setup,
+            recording=recording,
+            policy=self.policy,
+            alternation=self.alternation,
+            metrics=metrics_of(task),
+        )
+        return trainer.train(resume=self.resume)

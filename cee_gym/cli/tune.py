@@ -1,0 +1,74 @@
+"""`cee-gym tune`: search an agent's hyper-parameters."""
+
+import json
+import shlex
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cee_gym.cli.arguments import AgentName, Id, Settings, benchmark_or_own, parse_settings
+from cee_gym.training.config import PolicyConfig
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Searches an agent's hyper-parameters on a recording, beginning with its preset.
+
+    The same command goes on where it was stopped.
+
+    Attributes:
+        id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
+        agent: its name.
+        trace: the recording to search on, if not the benchmark's.
+        trials: in all.
+        timeout_s: begin no trial after so many seconds.
+        output: for study.db and best.json; by default runs/ID-AGENT-tune.
+        seed: of the search and the agent.
+        set: a hyper-parameter that is not searched; may be given again.
+        policy: the environment of the policy phase.
+    """
+
+    id: Id
+    agent: AgentName = "reinforce"
+    trace: Path | None = None
+    trials: int = 50
+    timeout_s: float | None = None
+    output: Path | None = None
+    seed: int = 0
+    set: Settings = ()
+    policy: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
+
+    def run(self) -> None:
+        """Searches, and prints how to train with what was found."""
+        from cee_gym.agents.base import hyperparameter_defaults
+        from cee_gym.recordings import find_recording
+        from cee_gym.training.tune import Search, tune
+
+        known = hyperparameter_defaults(self.agent)
+        id, _ = benchmark_or_own("tune", self.id, self.trace)
+        fixed = parse_settings(self.agent, self.set, known)
+        search = Search(self.agent, self.trace or find_recording(id), self.policy, fixed, self.seed)
+        name = f"{id}-{self.agent}-tune".replace(":", "-")
+        output = self.output or Path("runs") / name
+        best = tune(search, self.trials, output, timeout_s=self.timeout_s)
+        print(f"return on calibration, {best['trials']} trials, {output / 'study.db'}")
+        print(f"  the preset  {best['preset_value']:.4f}")
+        print(f"  the best    {best['value']:.4f}")
+        print(f"to use it: {self._train_command(fixed | best['hyperparameters'])}")
+
+    def _train_command(self, hyperparameters: dict[str, Any]) -> str:
+        words = ["cee-gym", "train", self.id, "--agent", self.agent]
+        if self.trace is not None:
+            words += ["--trace", str(self.trace)]
+        for setting in fields(self.policy):
+            value = getattr(self.policy, setting.name)
+            if value != setting.default:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{setting.name.replace('_', '-')}", *map(str, values)]
+        if self.seed:
+            words += ["--seed", str(self.seed)]
+        for key, value in hyperparameters.items():
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        return shlex.join(words)

@@ -1,0 +1,169 @@
+"""`cee-gym predict`: a line for every text, in order, and what is wrong costs only itself."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cee_gym.agents import Confidence
+from cee_gym.cli import main
+from cee_gym.envs import EarlyExitEnv
+from cee_gym.inference import EarlyExitPipeline
+from tests.traces import write_trace
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model, tiny_tokenizer, monkeypatch) -> EarlyExitPipeline:
+    """A pipeline, saved in `model` of the current directory."""
+    monkeypatch.chdir(tmp_path)
+    trace = write_trace(tmp_path / "trace", num_layers=3, width=16, num_labels=2)
+    agent = Confidence(threshold=0.75)
+    agent.bind(EarlyExitEnv(trace=trace, observe=("confidence",)))
+    pipeline = EarlyExitPipeline(tiny_model, tiny_tokenizer, agent)
+    pipeline.save_pretrained("model")
+    return pipeline
+
+
+def predict(capsys, *args: str, code: int = 0) -> tuple[list[dict], str]:
+    """The lines on the standard output, and the standard error."""
+    found = 0
+    try:
+        main(["predict", "model", *args])
+    except SystemExit as stop:
+        found = stop.code
+    captured = capsys.readouterr()
+    assert found == code, captured.err
+    return [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def refused(capsys, *args: str) -> str:
+    lines, err = predict(capsys, *args, code=2)
+    assert not lines
+    return err.strip().splitlines()[-1]
+
+
+def assert_as(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one["label"] == other["label"]
+        assert one["exit_layer"] == other["exit_layer"]
+        assert one["score"] == pytest.approx(other["score"], rel=1e-4)
+
+
+def test_jsonl_to_a_new_file(saved, capsys) -> None:
+    texts = ["the cat sat on the mat", "a dog", "it is not very good", "a tree"] * 300
+    rows = [{"id": number, "text": text, "label": 1} for number, text in enumerate(texts)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines, err = predict(capsys, "--input", "in.jsonl", "--output", "out.jsonl")
+    assert not lines
+    written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in written] == list(range(1200))
+    assert {line["given_label"] for line in written} == {"good"}
+    expected = saved(texts[:4]) * 300
+    assert_as(written, expected)
+    right = sum(one["label"] == "good" for one in expected) / 1200
+    mean = sum(one["exit_layer"] for one in expected) / 1200
+    assert f"1200 texts, mean exit layer {mean:.2f} of 3" in err
+    assert f"accuracy {right:.3f} on 1200 with a label" in err
+    assert "is there already" in refused(capsys, "--input", "in.jsonl", "--output", "out.jsonl")
+
+
+def test_csv_with_pairs_quotes_and_names_of_its_own(saved, capsys) -> None:
+    Path("in.csv").write_text(
+        '\ufeffid,first,second,label\nx,"the cat, sat","a ""mat""\nwas it",good\ny,a dog,a cat,\n'
+    )
+    columns = ("--text-column", "first", "--pair-column", "second")
+    lines, _ = predict(capsys, "--input", "in.csv", *columns)
+    assert [line["id"] for line in lines] == ["x", "y"]
+    assert lines[0]["given_label"] == "good"
+    assert "given_label" not in lines[1]
+    pairs = [("the cat, sat", 'a "mat"\nwas it'), ("a dog", "a cat")]
+    assert_as(lines, saved([{"text": one, "text_pair": other} for one, other in pairs]))
+    assert "no column 'text'" in refused(capsys, "--input", "in.csv")
+
+
+def test_lines_of_text(saved, capsys) -> None:
+    Path("in.txt").write_bytes(b"\xef\xbb\xbfthe cat sat\r\na dog")
+    lines, _ = predict(capsys, "--input", "in.txt")
+    assert_as(lines, saved(["the cat sat", "a dog"]))
+    assert "Give --format" in refused(capsys, "--input", "trace/header.json")
+    lines, err = predict(capsys, "--input", "/dev/null", "--format", "text")
+    assert not lines
+    assert err == "0 texts\n"
+
+
+def test_each_bad_line_says_why_and_the_others_go_on(saved, capsys, monkeypatch) -> None:
+    good = b'{"text": "the cat sat"}'
+    bad = {
+        b'{"text": ""}': "text is empty",
+        b'{"text": "\xff"}': "the line is not valid UTF-8",
+        b'{"text": "\\ud800"}': "text is not valid UTF-8",
+        b'{"text": "a cat"': "the line is not JSON",
+        b'{"text": "a cat", "x": NaN}': "the line is not JSON",
+        b"[" * 100_000: "the line is not JSON",
+        b"": "the line is not JSON",
+        b'"the cat"': "not a JSON object",
+        b'{"txt": "a cat"}': "no field 'text': did you mean txt?",
+        b'{"text": 3}': "text is not a text but 3",
+        b'{"text": "a cat", "label": "god"}': "unknown label 'god': did you mean good?",
+        b'{"text": "a cat", "label": 2}': "unknown label 2",
+        b'{"text": "a cat", "label": true}': "unknown label True",
+        b'{"id": 9, "text": "' + b"cat " * 50 + b'"}': "the text has 52 tokens",
+    }
+    given = b"\n".join(line for one in bad for line in (good, one)) + b"\n" + good
+    monkeypatch.chdir(Path.cwd())
+    Path("in").write_bytes(given)
+    with Path("in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        lines, err = predict(capsys, code=2)
+    assert_as(lines[::2], saved(["the cat sat"]) * (len(bad) + 1))
+    for number, (line, why) in enumerate(zip(lines[1::2], bad.values(), strict=True)):
+        assert line["error"].startswith(why)
+        assert line["line"] == 2 * number + 2
+        assert "label" not in line
+    assert lines[-2]["id"] == 9
+    assert f"{len(bad)} of {2 * len(bad) + 1} texts could not be classified" in err
+
+
+def test_each_bad_row_of_a_table_too(saved, capsys) -> None:
+    rows = [b"the cat sat,1", b"", b"a,1,2", b"a", b"\xff,1", b"a\x00b,1", b",1", b"a dog,0"]
+    Path("in.csv").write_bytes(b"text,label\n" + b"\n".join(rows) + b"\n")
+    lines, _ = predict(capsys, "--input", "in.csv", code=2)
+    # The csv module passes over empty lines.
+    assert_as([lines[0], lines[-1]], saved(["the cat sat", "a dog"]))
+    errors = [line["error"] for line in lines[1:-1]]
+    assert errors[:3] == [
+        "the row has too many fields",
+        "the row has too few fields",
+        "the row is not valid UTF-8",
+    ]
+    assert errors[-1] == "text is empty"
+
+
+def test_a_long_text_is_cut_where_asked(saved, capsys) -> None:
+    Path("in.txt").write_text("cat " * 50)
+    lines, _ = predict(capsys, "--input", "in.txt", "--truncation")
+    assert_as(lines, saved("cat " * 38))
+
+
+def test_what_cannot_start_is_one_line(saved, capsys) -> None:
+    assert "there is no file nowhere.csv" in refused(capsys, "--input", "nowhere.csv")
+    Path("in.txt").write_text("a cat\n")
+    assert "knows one speed" in refused(capsys, "--input", "in.txt", "--saved-layers", "0.5")
+    assert "batch_size" in refused(capsys, "--input", "in.txt", "--batch-size", "0")
+    assert not refused(capsys, "--input", ".", "--format", "text").startswith("Traceback")
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(saved) -> None:
+    Path("in.txt").write_text("the cat sat\n" * 3000)
+    command = [sys.executable, "-m", "cee_gym", "predict", "model", "--input", "in.txt"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["exit_layer"] >= 1
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
