@@ -52,6 +52,7 @@ setup(
         "accelerate>=1.0",
         "datasets>=4",
         "gymnasium>=1.4,<2",
+        "huggingface-hub>=1.31",
         "matplotlib>=3.8",
         "numpy>=2",
         "safetensors>=0.5",

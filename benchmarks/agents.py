@@ -34,7 +34,6 @@ LEARNING = (
     "longstaff-schwartz",
     "sb3:ppo",
     "sb3:a2c",
-    "sb3:dqn",
     "sb3-contrib:trpo",
 )
 # They learn something else than the return, or nothing: they have no learning curve of it.
@@ -95,7 +94,7 @@ def main(args: Args) -> None:
     for given in args.recordings:
         task, _, path = given.partition("=")
         tasks[task] = on_one(task, Path(path), args)
-    write("agents", {"alpha": ALPHA, "seeds": args.seeds, "tasks": tasks})
+        write("agents", {"alpha": ALPHA, "seeds": args.seeds, "tasks": tasks})
 
 
 def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:

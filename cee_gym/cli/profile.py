@@ -56,6 +56,7 @@ class Profile:
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
         from cee_gym.agents.base import load_agent
+        from cee_gym.collect import fingerprint
         from cee_gym.inference.pretrained import load_model
         from cee_gym.inference.profile import profile
         from cee_gym.recordings import open_split
@@ -72,8 +73,14 @@ class Profile:
             agent = agent.at(alpha=self.alpha)
         trace = None if self.trace is None else open_split(self.trace, "dev")
         texts = None
-        if trace is not None and self.data is not None:
-            texts = _lengths(trace, self.data, self.model, model.config.max_tokens)
+        if trace is not None:
+            if trace.header.get("model") not in (None, fingerprint(model)):
+                raise CeeGymError(
+                    f"the recording at {self.trace} is of model {trace.header['model']}, not "
+                    f"{fingerprint(model)}: give one of the model at {self.model}"
+                )
+            if self.data is not None:
+                texts = _lengths(trace, self.data, self.model, model.config.max_tokens)
         costs = profile(
             model,
             agent,
@@ -153,7 +160,6 @@ def _prediction(costs: "CostModel", agent: "Agent", trace: "Trace", texts: Lengt
     from cee_gym.inference.profile import predict
     from cee_gym.returns import first_exit
 
-    costs.check_model(trace.header.get("model"))
     env = EarlyExitEnv(trace=trace, split="dev", observe=agent.observe, alpha=agent.alpha_range)
     exits = first_exit(agent.exit_probabilities(env.observations) > 0.5)
     all_alike = {f"{t} tokens": np.full(len(exits), t) for t in costs.lengths}

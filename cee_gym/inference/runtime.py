@@ -198,11 +198,14 @@ class _Exit:
         self, hidden: torch.Tensor, weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._first_only:
-            hidden = hidden[:, :1]
+            hidden = hidden[:, 0]
         if self._norm is not None:
             hidden = self._norm(hidden)
-        pooled = hidden.mean(dim=1) if weights is None else torch.bmm(weights, hidden)[:, 0]
-        state = self._pooler(pooled).tanh()
+        if weights is not None:
+            hidden = torch.bmm(weights, hidden)[:, 0]
+        elif not self._first_only:
+            hidden = hidden.mean(dim=1)
+        state = self._pooler(hidden).tanh()
         return state, self._head(state)
 
 

@@ -20,7 +20,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         BackboneError: if there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        # Where it is left open transformers asks on the standard input, which may hold texts.
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(f"no tokenizer at {name_or_path}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):

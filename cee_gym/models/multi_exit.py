@@ -146,6 +146,7 @@ class MultiExitModel(PreTrainedModel):
                 name_or_path,
                 dtype=torch.float32,
                 use_safetensors=True,  # the other format of weights is a pickle
+                trust_remote_code=False,
                 output_loading_info=True,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:

@@ -110,7 +110,7 @@ class Setup:
     def _exits(self) -> MultiExitConfig | None:
         """Of a backbone that is a `MultiExitModel` already."""
         try:
-            config = AutoConfig.from_pretrained(self.backbone)
+            config = AutoConfig.from_pretrained(self.backbone, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             raise unreachable_backbone(self.backbone, error) from error
         return config if isinstance(config, MultiExitConfig) else None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Barrier, Thread
@@ -174,24 +175,29 @@ def test_a_task_about_pairs_wants_pairs(pipeline) -> None:
 
 
 def test_threads_may_share_a_pipeline(pipeline) -> None:
-    texts = sentences(64)
-    expected = pipeline(texts)
+    long = "cat " * 50
+    expected = pipeline([long, "a dog"], truncation=True)
     barrier, failed = Barrier(6), []
 
-    def classify(number: int) -> None:
+    def classify(truncation: bool) -> None:
         barrier.wait()
         try:
-            for _ in range(5):
-                # With and without, so that they would change the tokenizer under one another.
-                assert_same(pipeline(texts, truncation=number % 2 == 0), expected)
+            for _ in range(40):
+                # They want the tokenizer set otherwise.
+                first, second = pipeline.stream([long, "a dog"], truncation=truncation)
+                assert ("error" in first) is not truncation
+                assert_same([first, second][not truncation :], expected[not truncation :])
         except BaseException as error:
             failed.append(error)
 
-    threads = [Thread(target=classify, args=(number,)) for number in range(6)]
+    threads = [Thread(target=classify, args=(number % 2 == 0,)) for number in range(6)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(before)
     assert not failed
 
 
@@ -300,6 +306,22 @@ def test_what_is_no_pipeline_is_refused_in_one_line(pipeline, tmp_path) -> None:
     assert "has no complete round yet" in refused()
     with pytest.raises(CeeGymError, match="is no directory here, and cannot be had from the hub"):
         EarlyExitPipeline.from_pretrained("nobody/nothing")
+
+
+def test_code_beside_the_weights_is_not_run_whoever_says_yes(
+    pipeline, tmp_path, monkeypatch
+) -> None:
+    saved, trace = tmp_path / "saved", tmp_path / "it-ran"
+    pipeline.save_pretrained(saved)
+    file = saved / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": "Theirs"}
+    config["auto_map"] = {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}
+    file.write_text(json.dumps(config))
+    (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CeeGymError, match="no tokenizer at"):
+        EarlyExitPipeline.from_pretrained(saved)
+    assert not trace.exists()
 
 
 def test_a_run_on_a_recording_without_weights_says_so(run) -> None:

@@ -1,0 +1,149 @@
+"""The speed-up that `cee-gym profile` predicts, against the one that is then measured.
+
+    OMP_NUM_THREADS=1 python benchmarks/cost_model.py --recording DIR --data DIR
+
+The model is profiled, then run for every text of dev by the runtime: at full depth, and with a
+confidence threshold that, on calibration, comes nearest to each layer speed-up. Full depth is the
+same runtime with a policy that is never asked. The ways take turns batch by batch, in random order,
+so that whatever else the machine does hits all alike. Batches are made beforehand.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from common import write
+
+from cee_gym.agents import Confidence, FixedLayer
+from cee_gym.agents.base import Agent
+from cee_gym.cost import CostModel
+from cee_gym.envs import EarlyExitEnv
+from cee_gym.inference.pretrained import load_model
+from cee_gym.inference.profile import predict, profile
+from cee_gym.inference.runtime import EarlyExitRuntime
+from cee_gym.models import EncodedText, MultiExitModel, load_tokenizer
+from cee_gym.returns import first_exit
+from cee_gym.tasks import get_task, load_splits
+
+LAYER_SPEEDUPS = (1.5, 2.0)
+BATCH_SIZES = (1, 8, 32)
+
+
+@dataclass
+class Args:
+    """Arguments.
+
+    Attributes:
+        recording: with models/deployed.
+        data: the recording's text; none for a built-in task.
+        seconds: to profile.
+        rounds: of the measurement.
+    """
+
+    recording: Path
+    data: str | None = None
+    seconds: float = 60.0
+    rounds: int = 3
+
+
+def main(args: Args) -> None:
+    """Profiles, predicts, measures and writes `results/cost_model.json`."""
+    directory = args.recording / "models" / "deployed"
+    model = load_model(directory)
+    dev = EarlyExitEnv(trace=args.recording, split="dev").table.trace
+    task = get_task(dev.header["task"])
+    data = load_splits(task, args.data)["dev"]
+    text = EncodedText(data, load_tokenizer(str(directory)), model.config.max_tokens)
+    agents = {speedup: confidence(args.recording, speedup) for speedup in LAYER_SPEEDUPS}
+    costs = profile(model, agents[2.0], seconds=args.seconds, progress_bar=True)
+    rows = []
+    for batch_size in BATCH_SIZES:
+        rows += compare(model, args.recording, agents, costs, text, batch_size, args.rounds)
+        for row in rows[-len(agents) :]:
+            print(row, flush=True)
+    write(
+        "cost_model",
+        {
+            "task": task.name,
+            "backbone": dev.header["backbone"],
+            "texts": len(text),
+            "mean_tokens": round(float(text.lengths.mean()), 1),
+            "rounds": args.rounds,
+            "speed_ups": rows,
+            "most_wrong": max(abs(row["predicted_over_measured"] - 1) for row in rows),
+        },
+    )
+
+
+def confidence(recording: Path, speedup: float) -> Agent:
+    """The confidence rule with the threshold that comes nearest to a layer speed-up."""
+    env = EarlyExitEnv(trace=recording, split="calibration", observe=("confidence",))
+    scores = env.table.trace.confidence
+    thresholds = np.unique(np.quantile(scores[:, :-1], np.linspace(0, 1, 500)))
+    means = [first_exit(scores > threshold).mean() for threshold in thresholds]
+    nearest = np.abs(scores.shape[1] / np.array(means) - speedup).argmin()
+    return Confidence(threshold=float(thresholds[nearest])).learn(env)
+
+
+def compare(
+    model: MultiExitModel,
+    recording: Path,
+    agents: dict[float, Agent],
+    costs: CostModel,
+    text: EncodedText,
+    batch_size: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Predicted and measured speed-up of each agent."""
+    last = FixedLayer(layer=model.num_layers)
+    full_depth = last.learn(EarlyExitEnv(trace=recording, observe=("layer",)))
+    ways = [full_depth, *agents.values()]
+    runtimes = [EarlyExitRuntime(model, way) for way in ways]
+    of_batches = list(text.batches(np.arange(len(text)), batch_size))
+    seconds = np.zeros((len(ways), rounds, len(of_batches)))
+    exits = np.zeros((len(ways), len(text)), dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for turn in range(rounds):
+        for number, rows in enumerate(of_batches):
+            batch = text.batch(rows, torch.device("cpu"))
+            for way in rng.permutation(len(ways)):
+                start = time.perf_counter()
+                left = runtimes[way](batch)
+                seconds[way, turn, number] = time.perf_counter() - start
+                exits[way, rows] = left.exit_layer
+    results = []
+    measured = seconds.sum(axis=(1, 2)) / rounds
+    for way in range(1, len(ways)):
+        predicted = predict(costs, exits[way], text.lengths, batch_size)
+        speedup = measured[0] / measured[way]
+        each = 1e3 / len(text)
+        results.append(
+            {
+                "batch_size": batch_size,
+                "layer_speedup": round(model.num_layers / exits[way].mean(), 3),
+                "predicted": round(predicted.wall_clock_speedup, 3),
+                "measured": round(speedup, 3),
+                "measured_each_round": [
+                    round(full / early, 3)
+                    for full, early in zip(
+                        seconds[0].sum(axis=1), seconds[way].sum(axis=1), strict=True
+                    )
+                ],
+                "predicted_over_measured": round(predicted.wall_clock_speedup / speedup, 3),
+                "milliseconds_a_text": {
+                    "full_depth": round(each * measured[0], 3),
+                    "full_depth_predicted": round(each * predicted.full_depth, 3),
+                    "early_exit": round(each * measured[way], 3),
+                    "early_exit_predicted": round(each * predicted.early_exit, 3),
+                },
+            }
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,264 @@
+"""`cee-gym predict`: classify the texts of a file."""
+
+import csv
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from cee_gym.cli.arguments import quiet_transformers
+from cee_gym.errors import CeeGymError, did_you_mean, first_line
+
+if TYPE_CHECKING:
+    from cee_gym.inference.pipeline import EarlyExitPipeline, Result, Text
+
+Format = Literal["jsonl", "csv", "text"]
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
+_STANDARD = Path("-")
+# A line's number, and what stands there or why it cannot be read.
+_Row = tuple[int, dict[str, Any] | CeeGymError]
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classifies the texts of a file, each as deep as the policy says, into JSON lines.
+
+    One line per text, in order: label, score and exit_layer, the id of the input where it has one,
+    and its label, where it has one, as given_label. A text that cannot be classified gives the
+    number of its line and an error; the others go on, and the exit code is 2.
+
+    Attributes:
+        model: a directory that was saved, a run of train, or a name on the hub.
+        input: a file, or - for the standard input.
+        output: a new file, or - for the standard output.
+        format: by default that of the file's name, .jsonl, .csv or .txt (a text a line), and jsonl
+            for the standard input.
+        text_column: the field with the text.
+        pair_column: the field with the second text, where the task is about pairs.
+        batch_size: texts run together.
+        truncation: cut texts that are too long instead of refusing them.
+        alpha: hold an agent that learned with a range of alpha at this price of a layer.
+        saved_layers: hold it at the lowest price that saves this share of the layers on
+            calibration.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    input: Path = _STANDARD
+    output: Path = _STANDARD
+    format: Format | None = None
+    text_column: str = "text"
+    pair_column: str | None = None
+    batch_size: int = 32
+    truncation: bool = False
+    alpha: float | None = None
+    saved_layers: float | None = None
+
+    def run(self) -> None:
+        """Classifies, and says what came of it on the standard error."""
+        from cee_gym.inference.pipeline import EarlyExitPipeline
+
+        quiet_transformers()
+        with ExitStack() as files:
+            source = self._open_input(files)
+            rows = self._rows(_lines(source, quiet=self._shows_results()))
+            if self.output.exists():
+                raise CeeGymError(f"{self.output} is there already: give another --output")
+            pipeline = EarlyExitPipeline.from_pretrained(
+                self.model,
+                alpha=self.alpha,
+                saved_layers=self.saved_layers,
+                batch_size=self.batch_size,
+            )
+            sink: IO[str] = sys.stdout
+            if self.output != _STANDARD:
+                sink = files.enter_context(self.output.open("x", encoding="utf-8"))
+            tally = _Tally(pipeline.model.num_layers)
+            try:
+                for line in self._results(pipeline, rows):
+                    tally.count(line)
+                    sink.write(json.dumps(line) + "\n")
+                sink.flush()
+            except BrokenPipeError:
+                # Whoever read has enough. At its end Python would flush, and complain, once more.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise SystemExit(1) from None
+        print(tally.summary(), file=sys.stderr)
+        if tally.errors:
+            raise CeeGymError(
+                f"{tally.errors} of {tally.errors + tally.texts} texts could not be classified: "
+                "their lines say why"
+            )
+
+    def _shows_results(self) -> bool:
+        return self.output == _STANDARD and sys.stdout.isatty()
+
+    def _open_input(self, files: ExitStack) -> IO[bytes]:
+        if self.input == _STANDARD:
+            return sys.stdin.buffer
+        try:
+            return files.enter_context(self.input.open("rb"))
+        except FileNotFoundError:
+            raise CeeGymError(f"there is no file {self.input}") from None
+
+    def _rows(self, lines: Iterator[bytes]) -> Iterator[_Row]:
+        """The rows of the input; refuses a table without the columns asked for."""
+        format = self.format or ("jsonl" if self.input == _STANDARD else None)
+        format = format or _FORMATS.get(self.input.suffix.lower())
+        if format == "jsonl":
+            return _read_jsonl(lines)
+        if format == "text":
+            return _read_text(lines, self.text_column)
+        if format is None:
+            raise CeeGymError(f"what is in {self.input}? Give --format jsonl, csv or text")
+        # So that a field with a broken character costs its row only, and not all that follow.
+        decoded = (line.decode("utf-8", "surrogateescape") for line in lines)
+        reader = csv.DictReader(decoded)
+        columns = list(reader.fieldnames or [])
+        for column in filter(None, (self.text_column, self.pair_column)):
+            if column not in columns:
+                raise CeeGymError(
+                    f"{self.input} has no column {column!r}: {did_you_mean(column, columns)}"
+                )
+        return _read_csv(reader)
+
+    def _results(
+        self, pipeline: "EarlyExitPipeline", rows: Iterable[_Row]
+    ) -> Iterator[dict[str, Any]]:
+        """What to write for each row."""
+        running: deque[tuple[int, dict[str, Any]]] = deque()  # read, and not classified yet
+        labels = pipeline.model.labels
+
+        def texts() -> "Iterator[Text | CeeGymError]":
+            for number, row in rows:
+                kept: dict[str, Any] = {}
+                text: Text | CeeGymError
+                try:
+                    if isinstance(row, CeeGymError):
+                        raise row
+                    if row.get("id") is not None:
+                        kept["id"] = row["id"]
+                    text = self._text(row)
+                    if row.get("label") not in (None, ""):
+                        kept["given_label"] = _label(row["label"], labels)
+                except CeeGymError as error:
+                    text = error
+                running.append((number, kept))
+                yield text
+
+        result: Result
+        for result in pipeline.stream(texts(), truncation=self.truncation):
+            number, kept = running.popleft()
+            yield kept | ({"line": number} if "error" in result else {}) | result
+
+    def _text(self, row: dict[str, Any]) -> dict[str, Any]:
+        columns = {"text": self.text_column}
+        if self.pair_column is not None:
+            columns["text_pair"] = self.pair_column
+        for column in columns.values():
+            if column not in row:
+                raise CeeGymError(f"no field {column!r}: {did_you_mean(column, list(row))}")
+            if not isinstance(row[column], str):
+                raise CeeGymError(f"{column} is not a text but {json.dumps(row[column])[:40]}")
+        return {name: row[column] for name, column in columns.items()}
+
+
+@dataclass
+class _Tally:
+    """Counts what is written."""
+
+    num_layers: int
+    texts: int = 0
+    layers: int = 0
+    labelled: int = 0
+    right: int = 0
+    errors: int = 0
+
+    def count(self, line: dict[str, Any]) -> None:
+        if "error" in line:
+            self.errors += 1
+            return
+        self.texts += 1
+        self.layers += line["exit_layer"]
+        if "given_label" in line:
+            self.labelled += 1
+            self.right += line["label"] == line["given_label"]
+
+    def summary(self) -> str:
+        said = f"{self.texts} texts"
+        if self.texts:
+            mean = self.layers / self.texts
+            said += f", mean exit layer {mean:.2f} of {self.num_layers}"
+            said += f", {1 - mean / self.num_layers:.1%} of the layers saved"
+        if self.labelled:
+            said += f", accuracy {self.right / self.labelled:.3f} on {self.labelled} with a label"
+        return said
+
+
+def _lines(source: IO[bytes], quiet: bool) -> Iterator[bytes]:
+    """The lines of a file, without a byte order mark; shows progress on a terminal."""
+    from tqdm import tqdm
+
+    size = os.fstat(source.fileno()).st_size or None
+    with tqdm(total=size, unit="B", unit_scale=True, disable=quiet or None) as progress:
+        for number, line in enumerate(source):
+            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+            progress.update(len(line))
+
+
+def _read_jsonl(lines: Iterator[bytes]) -> Iterator[_Row]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line.decode(), parse_constant=_no_json)
+        except UnicodeDecodeError:
+            yield number, CeeGymError("the line is not valid UTF-8")
+        except (ValueError, RecursionError) as error:
+            yield number, CeeGymError(f"the line is not JSON ({first_line(error)})")
+        else:
+            yield number, row if isinstance(row, dict) else CeeGymError("not a JSON object")
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _read_text(lines: Iterator[bytes], column: str) -> Iterator[_Row]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, {column: line.decode().rstrip("\r\n")}
+        except UnicodeDecodeError:
+            yield number, CeeGymError("the line is not valid UTF-8")
+
+
+def _read_csv(reader: "csv.DictReader[str]") -> Iterator[_Row]:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, CeeGymError(f"not CSV ({error})")
+            continue
+        if None in row or None in row.values():
+            count = "many" if None in row else "few"
+            yield reader.line_num, CeeGymError(f"the row has too {count} fields")
+        elif any("\udc80" <= char <= "\udcff" for value in row.values() for char in value):
+            yield reader.line_num, CeeGymError("the row is not valid UTF-8")
+        else:
+            yield reader.line_num, row
+
+
+def _label(given: Any, labels: list[str]) -> str:
+    """The name of a class, given its name or its number."""
+    if str(given) in labels:
+        return str(given)
+    numbers = {str(number): label for number, label in enumerate(labels)}
+    if str(given) not in numbers:
+        raise CeeGymError(f"unknown label {given!r}: {did_you_mean(str(given), labels)}")
+    return numbers[str(given)]

@@ -1,0 +1,60 @@
+"""`cee-gym serve`: a model and its exit policy behind HTTP."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from cee_gym.errors import check_number
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serves a model and its exit policy over HTTP: POST /predict, GET /health, GET /metrics.
+
+    SIGTERM and Ctrl-C stop it once everything that was accepted is answered. There is no
+    authentication, so it listens on the local host only unless told otherwise.
+
+    Attributes:
+        model: what `EarlyExitPipeline.save_pretrained` wrote, the directory of a run, or a name on
+            the hub.
+        host: to listen on.
+        port: 0 for one that is free; it is printed.
+        alpha: serve at this price of a layer what learned with a range of alpha; a request may ask
+            for another.
+        saved_layers: serve at the lowest price that saves this share of the layers.
+        max_batch: texts run together.
+        max_wait_ms: how long a text waits for others to be run with.
+        full_depth: run all layers and no policy, to compare with.
+        threads: that compute; by default as many as torch takes.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    alpha: float | None = None
+    saved_layers: float | None = None
+    max_batch: int = 32
+    max_wait_ms: float = 5.0
+    full_depth: bool = False
+    threads: int | None = None
+
+    def run(self) -> None:
+        """Loads the model, then serves until it is told to stop."""
+        import torch
+
+        from cee_gym.cli.arguments import quiet_transformers
+        from cee_gym.inference.pipeline import EarlyExitPipeline
+        from cee_gym.inference.server import full_depth, make_app, serve
+
+        quiet_transformers()
+        if self.threads is not None:
+            check_number("--threads", self.threads, 1)
+            torch.set_num_threads(self.threads)
+        pipeline = EarlyExitPipeline.from_pretrained(
+            self.model, alpha=self.alpha, saved_layers=self.saved_layers
+        )
+        if self.full_depth:
+            pipeline = full_depth(pipeline)
+        app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)
+        serve(app, self.host, self.port)

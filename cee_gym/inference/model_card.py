@@ -1,0 +1,109 @@
+"""The README of a model on the hub."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from cee_gym.agents.at_alpha import AtAlpha
+from cee_gym.agents.base import Agent
+from cee_gym.models.multi_exit import MultiExitModel
+from cee_gym.tasks import get_task, task_names
+
+_CARD = """---
+{front}
+---
+
+# {name}
+
+A text classifier that stops at the first layer where its exit policy is satisfied, trained with
+cee-gym.
+
+| | |
+|---|---|
+| task | {task} |
+| labels | {labels} |
+| backbone | {backbone}, {layers} layers, {width} wide |
+| exits | one after each layer, {pooler} pooler, of the {pooling} token{s} |
+| longest text | {max_tokens} tokens |
+| exit policy | {policy} |
+
+## Use
+
+```python
+from cee_gym.inference import EarlyExitPipeline
+
+pipeline = EarlyExitPipeline.from_pretrained("{name}")
+pipeline({example})
+# [{{"label": ..., "score": ..., "exit_layer": ...}}]
+```
+
+## Measured
+
+{measured}
+"""
+
+
+def model_card(
+    name: str,
+    model: MultiExitModel,
+    agent: Agent,
+    threshold: float,
+    evaluation: Mapping[str, Any] | None,
+) -> str:
+    """A model card, in Markdown with YAML front matter.
+
+    Args:
+        name: what the model is loaded by.
+        model: with the name of its task, if it has one.
+        agent: the exit policy.
+        threshold: on its scores.
+        evaluation: see `cee_gym.inference.pretrained.Measured`.
+    """
+    config = model.config
+    task = config.task
+    front = ModelCardData(
+        library_name="cee-gym",
+        pipeline_tag="text-classification",
+        tags=["early-exit", *([f"task:{task}"] if task else [])],
+    )
+    pairs = task is not None and task in task_names() and get_task(task).pair is not None
+    policy = f"{agent.name}, reads {', '.join(agent.observe)}, leaves above {threshold:g}"
+    if isinstance(agent, AtAlpha):
+        policy += f", held at alpha {agent.alpha:.4g}"
+    return _CARD.format(
+        front=front.to_yaml(),
+        name=name,
+        task=task or "not recorded",
+        labels=", ".join(model.labels),
+        backbone=type(model.backbone).__name__,
+        layers=model.num_layers,
+        width=model.width,
+        pooler="a shared" if config.pooler == "shared" else "its own",
+        pooling="first" if config.pooling == "first" else "mean over all",
+        s="" if config.pooling == "first" else "s",
+        max_tokens=config.max_tokens,
+        policy=policy,
+        example='{"text": "...", "text_pair": "..."}' if pairs else '"..."',
+        measured=_measured(evaluation),
+    )
+
+
+def _measured(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not measured."
+    points = {"full depth": evaluation["full_depth"], "early exit": evaluation["early_exit"]}
+    names = [name for name in evaluation["full_depth"]["metrics"] if name != "accuracy"]
+    lines = [
+        "| | " + " | ".join(["accuracy", *names, "mean exit layer", "saved layers"]) + " |",
+        "|" + "---|" * (len(names) + 4),
+    ]
+    for name, point in points.items():
+        values = [point["accuracy"], *(point["metrics"][metric] for metric in names)]
+        cells = [name, *(f"{value:.3f}" for value in values)]
+        cells += [f"{point['mean_exit_layer']:.2f}", f"{point['saved_layers']:.1%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + (
+        f"\n\nOn {evaluation['rows']} texts of the {evaluation['split']} split. Saved layers are a "
+        "share of the layers, not of time."
+    )

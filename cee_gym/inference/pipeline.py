@@ -1,0 +1,367 @@
+"""Texts to labels, in the manner of transformers' text-classification pipeline.
+
+pipeline = EarlyExitPipeline.from_pretrained("runs/one")
+pipeline("a gripping film")  # [{"label": "positive", "score": 0.98, "exit_layer": 2}]
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any, Self
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from cee_gym.agents.base import Agent
+from cee_gym.errors import CeeGymError, check_number
+from cee_gym.inference.pretrained import Measured, Pretrained, load, save
+from cee_gym.inference.runtime import EarlyExitRuntime
+from cee_gym.models.multi_exit import MultiExitModel
+from cee_gym.tasks import get_task, task_names
+
+# A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
+Text = str | Mapping[str, Any]
+# What the tokenizer gives of one text, without padding: `input_ids` and the like.
+Encoded = dict[str, list[int]]
+# `{"label": str, "score": float, "exit_layer": int}`, or a list of them where `top_k` is not 1.
+Result = Any
+
+_WINDOW = 16  # batches that a stream reads ahead, to put texts of like length together
+
+
+class EarlyExitPipeline:
+    """A model, its tokenizer and an exit policy.
+
+    Any number of threads may call one pipeline, as long as nobody else uses its tokenizer.
+
+    Attributes:
+        model: in eval mode.
+        tokenizer: of the model.
+        agent: the exit policy.
+        threshold: on its scores.
+        runtime: runs batches.
+        measured: what is known about the policy.
+
+    Args:
+        model: classifies.
+        tokenizer: of the model.
+        agent: decides where to leave.
+        threshold: a text leaves at the first layer with a score above it.
+        batch_size: texts run together.
+        device: to put the model on; by default it stays where it is.
+        measured: what `save_pretrained` is to write down about the policy.
+
+    Raises:
+        CeeGymError: if the agent learned on another model or has no speed yet (see
+            `EarlyExitRuntime`), or a number is out of range.
+        BackboneError: if texts cannot be taken out of what the layers are given.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        tokenizer: PreTrainedTokenizerBase,
+        agent: Agent,
+        *,
+        threshold: float = 0.5,
+        batch_size: int = 32,
+        device: torch.device | str | None = None,
+        measured: Measured | None = None,
+    ) -> None:
+        check_number("batch_size", batch_size, 1)
+        if device is not None:
+            model.to(torch.device(device))  # type: ignore[arg-type]
+        self.model = model
+        self.tokenizer = tokenizer
+        self.agent = agent
+        self.threshold = threshold
+        self.runtime = EarlyExitRuntime(self.model, agent, threshold=threshold)
+        self._batch_size = batch_size
+        self.measured = measured
+        task = model.config.task
+        self._pairs = task is not None and task in task_names() and bool(get_task(task).pair)
+        # A fast tokenizer keeps truncation and padding as state, and refuses to change it while
+        # another thread is in it.
+        self._lock = Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_directory: str | Path,
+        *,
+        alpha: float | None = None,
+        saved_layers: float | None = None,
+        threshold: float | None = None,
+        batch_size: int = 32,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Loads what `save_pretrained` wrote, or what `cee-gym train --backbone` trained.
+
+        Only JSON and safetensors are read; no code of others is run.
+
+        Args:
+            name_or_directory: a directory, the directory of a run (its newest complete round), or a
+                name on the hub.
+            alpha: hold an agent that learned with a range of prices at this one.
+            saved_layers: hold it at the lowest price that saves this share of the layers on
+                calibration.
+            threshold: in place of the one that was saved, which is 1/2 for a run.
+            batch_size: texts run together.
+            device: by default the accelerator if there is one, and the CPU if not.
+            revision: of the hub's: a branch, a tag or a commit.
+
+        Raises:
+            CeeGymError: if there is no such model or agent, they do not belong together, or the
+                speed is not to be had.
+        """
+        found = load(
+            name_or_directory,
+            alpha=alpha,
+            saved_layers=saved_layers,
+            threshold=threshold,
+            revision=revision,
+        )
+        if device is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        return cls(
+            found.model,
+            found.tokenizer,
+            found.agent,
+            threshold=found.threshold,
+            batch_size=batch_size,
+            device=device,
+            measured=found.measured,
+        )
+
+    def save_pretrained(self, directory: str | Path, *, name: str | None = None) -> None:
+        """Writes model, tokenizer, agent and a model card.
+
+        A pipeline that comes from a run is measured on the run's dev split first.
+
+        Args:
+            directory: files of these names in it are written over.
+            name: for the card; by default that of the directory.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            save(
+                Pretrained(self.model, self.tokenizer, self.agent, self.threshold, self.measured),
+                directory,
+                name or directory.absolute().name,
+            )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload with cee-gym",
+    ) -> str:
+        """Uploads what `save_pretrained` writes; gives the address of the commit.
+
+        Args:
+            repo_id: `NAME` or `OWNER/NAME`; made if it is not there.
+            private: where it is made.
+            token: by default that of `hf auth login`.
+            commit_message: of the upload.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as directory:
+            self.save_pretrained(directory, name=repo_id)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=directory, commit_message=commit_message
+            )
+        return commit.commit_url
+
+    def __call__(
+        self,
+        texts: Text | Iterable[Text],
+        *,
+        truncation: bool = False,
+        top_k: int | None = 1,
+        progress_bar: bool = False,
+    ) -> list[Result] | Iterator[Result]:
+        """Classifies texts.
+
+        Args:
+            texts: a text, or several. A text is a str, or a dict with `text` and `text_pair`.
+            truncation: cut texts that are too long instead of refusing them.
+            top_k: how many classes to tell, most probable first; None for all. Where it is not 1
+                the result of each text is a list.
+            progress_bar: show progress, and time left where the number of texts is known.
+
+        Returns:
+            `label`, `score` (its probability, as the exit head has it) and `exit_layer` (from 1):
+            a list for one text and for a list or tuple of them; for anything else that is iterable,
+            such as a generator or a `datasets.Dataset`, what `stream` gives.
+
+        Raises:
+            CeeGymError: if one of a list is empty, too long or no text; says which.
+        """
+        single = isinstance(texts, str | Mapping)
+        if not single and not isinstance(texts, list | tuple):
+            return self.stream(texts, truncation=truncation, top_k=top_k, progress_bar=progress_bar)
+        given: Sequence[Any] = [texts] if single else texts  # type: ignore[assignment]
+        encoded: list[Encoded] = []
+        for number, one in enumerate(self.encode(given, truncation=truncation)):
+            if isinstance(one, CeeGymError):
+                raise one if single else CeeGymError(f"texts[{number}]: {one}")
+            encoded.append(one)
+        with tqdm(total=len(encoded), unit="text", disable=not progress_bar) as progress:
+            results = self._run_sorted(encoded, top_k, progress)
+        return results[0] if single and top_k != 1 else results
+
+    def stream(
+        self,
+        texts: Iterable[Text | CeeGymError],
+        *,
+        truncation: bool = False,
+        top_k: int | None = 1,
+        progress_bar: bool = False,
+    ) -> Iterator[Result]:
+        """Classifies texts as they come, in constant memory; results are in their order.
+
+        What cannot be classified gives `{"error": ...}` in its place, and the others go on.
+
+        Args:
+            texts: as for a call. A `CeeGymError` among them is passed on as such a result.
+            truncation: cut texts that are too long instead of refusing them.
+            top_k: how many classes to tell, see the call.
+            progress_bar: show progress.
+        """
+        total = len(texts) if isinstance(texts, Sized) else None
+        with tqdm(total=total, unit="text", disable=not progress_bar) as progress:
+            remaining = iter(texts)
+            while window := list(islice(remaining, self._batch_size * _WINDOW)):
+                encoded = self.encode(window, truncation=truncation)
+                good = [one for one in encoded if not isinstance(one, CeeGymError)]
+                results = iter(self._run_sorted(good, top_k, progress))
+                for one in encoded:
+                    if isinstance(one, CeeGymError):
+                        progress.update()
+                        yield {"error": str(one)}
+                    else:
+                        yield next(results)
+
+    def encode(
+        self, texts: Sequence[Text | CeeGymError], *, truncation: bool = False
+    ) -> list[Encoded | CeeGymError]:
+        """Token ids of each text, or what is wrong with it.
+
+        Args:
+            texts: as for `stream`.
+            truncation: cut texts that are too long instead of refusing them.
+        """
+        read = [self._read(text) for text in texts]
+        encoded: list[Encoded | CeeGymError] = [
+            one if isinstance(one, CeeGymError) else {} for one in read
+        ]
+        for with_pair in (False, True):
+            rows = [
+                row
+                for row, one in enumerate(read)
+                if not isinstance(one, CeeGymError) and (len(one) == 2) == with_pair
+            ]
+            if rows:
+                columns = zip(*(read[row] for row in rows), strict=True)
+                for row, one in zip(rows, self._tokens(columns, truncation), strict=True):
+                    encoded[row] = one
+        return encoded
+
+    def run(self, encoded: Sequence[Encoded], *, top_k: int | None = 1) -> list[Result]:
+        """The results of one batch.
+
+        Args:
+            encoded: the token ids of each text, as `encode` gives them.
+            top_k: how many classes to tell, see the call.
+        """
+        if top_k is not None:
+            check_number("top_k", top_k, 1)
+        columns = {name: [one[name] for one in encoded] for name in encoded[0]}
+        with self._lock:
+            batch = self.tokenizer.pad(columns, padding_side="right", return_tensors="pt")
+        exits = self.runtime(dict(batch))
+        scores = torch.from_numpy(exits.logits).softmax(dim=1)
+        count = scores.shape[1] if top_k is None else min(top_k, scores.shape[1])
+        best = scores.topk(count)
+        labels = self.model.labels
+        results = [
+            [
+                {"label": labels[number], "score": score, "exit_layer": layer}
+                for score, number in zip(of_text, numbers, strict=True)
+            ]
+            for of_text, numbers, layer in zip(
+                best.values.tolist(), best.indices.tolist(), exits.exit_layer.tolist(), strict=True
+            )
+        ]
+        return [result[0] for result in results] if top_k == 1 else list(results)
+
+    def _run_sorted(
+        self, encoded: Sequence[Encoded], top_k: int | None, progress: "tqdm[Any]"
+    ) -> list[Result]:
+        """The results in the order of the texts, run in batches of like length."""
+        order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
+        results: list[Result] = [None] * len(encoded)
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            found = self.run([encoded[row] for row in rows], top_k=top_k)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = result
+            progress.update(len(rows))
+        return results
+
+    def _read(self, given: Any) -> tuple[str, ...] | CeeGymError:
+        """The text, or the two, of one input."""
+        if isinstance(given, CeeGymError):
+            return given
+        texts = {"text": given}
+        if isinstance(given, Mapping):
+            if "text" not in given:
+                return CeeGymError(f"there is no 'text' among {', '.join(map(str, given))}")
+            texts = {name: given[name] for name in ("text", "text_pair") if name in given}
+        if texts.get("text_pair", "") is None:
+            del texts["text_pair"]
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                return CeeGymError(f"{name} is not a str but {type(text).__name__}")
+            if not text.strip():
+                return CeeGymError(f"{name} is empty")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                return CeeGymError(f"{name} is not valid UTF-8")
+        if self._pairs and "text_pair" not in texts:
+            return CeeGymError(
+                f"{self.model.config.task} is about pairs of texts: give a text_pair too"
+            )
+        return tuple(texts.values())
+
+    def _tokens(
+        self, columns: Iterable[Sequence[str]], truncation: bool
+    ) -> Iterator[Encoded | CeeGymError]:
+        """Token ids, given all first texts and perhaps all second ones."""
+        longest = self.model.config.max_tokens
+        with self._lock:
+            tokens = self.tokenizer(
+                *map(list, columns),
+                truncation=truncation,
+                max_length=longest if truncation else None,
+                verbose=False,
+            )
+        for row, ids in enumerate(tokens["input_ids"]):
+            if len(ids) <= longest:
+                yield {name: values[row] for name, values in tokens.items()}
+            else:
+                yield CeeGymError(
+                    f"the text has {len(ids)} tokens and the model takes {longest}: shorten it, or "
+                    "have it cut by truncation"
+                )
