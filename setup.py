@@ -11,6 +11,7 @@ EXTRAS = {
     "zoo": ["rl_zoo3>=2.9,<3"],
     "dev": [
         "build",
+        "httpx2",
         "hypothesis",
         "ipykernel",
         "mypy",

@@ -35,14 +35,14 @@ class Decider:
 
     Attributes:
         parts: of an observation that it is shown, in order, D wide in all.
-        decide: what is asked, by several threads at once: given observations float32 `[n, D]`, or
-            the paths `[n, t, D]` where the agent has a memory, and the layer, from 1, it says which
-            leave, bool `[n]`.
+        margins: what is asked, by several threads at once: given observations float32 `[n, D]`, or
+            the paths `[n, t, D]` where the agent has a memory, and the layer, from 1, it says how
+            far each is over a threshold, `[n]`. Those above 0 leave.
         alpha: the price it is shown, where that is one of the parts.
     """
 
     parts: tuple[str, ...]
-    decide: Callable[[torch.Tensor, int], torch.Tensor]
+    margins: Callable[[torch.Tensor, int], torch.Tensor]
     alpha: float
 
 
@@ -139,11 +139,11 @@ class Agent(ABC):
             device: of the observations; the answers are there or on the host.
         """
 
-        def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
+        def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
             paths = observations if self.has_memory else observations[:, None]
-            return torch.from_numpy(self.exit_probability(paths.cpu().numpy()) > threshold)
+            return torch.from_numpy(self.exit_probability(paths.cpu().numpy()) - threshold)
 
-        return Decider(self.observe, decide, self.alpha_range[0])
+        return Decider(self.observe, margins, self.alpha_range[0])
 
     def at(self, *, alpha: float) -> "AtAlpha":
         """This agent held at one price of a layer, if it learned at every price of a range.

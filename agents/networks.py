@@ -72,10 +72,10 @@ class PerLayerPolicy(nn.Module):
         """States as the networks see them: scaled where they have bounds."""
         return (states - self.shift) * self.scale
 
-    def decide_by_layer(
+    def margins_by_layer(
         self, threshold: float, device: torch.device
     ) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        """Whether the probability of leaving is above a threshold, for states of one layer.
+        """How far the logit of leaving is over that of a threshold, for states of one layer.
 
         Next to a layer of a small model that runs for one text, every single operation is felt. So
         the scaling of the states, what the rule adds to all alike, and the threshold are folded
@@ -86,7 +86,7 @@ class PerLayerPolicy(nn.Module):
             device: of the states.
 
         Returns:
-            From states `[n, D]` and their layer, from 1, to bool `[n]`.
+            From states `[n, D]` and their layer, from 1, to float32 `[n]`.
         """
         terms, constant = ([], 0.0) if self.rule is None else self.rule.terms()
         constant -= _logit(threshold)
@@ -102,7 +102,7 @@ class PerLayerPolicy(nn.Module):
                 weight, bias = self.weight * self.scale, self.bias + self.weight @ origin + constant
             outer = list(zip(weight.to(device), bias.to(device), strict=True))
 
-        def decide(states: torch.Tensor, layer: int) -> torch.Tensor:
+        def margins(states: torch.Tensor, layer: int) -> torch.Tensor:
             seen = states
             if hidden:
                 inner, inner_bias = hidden[layer - 1]
@@ -111,9 +111,9 @@ class PerLayerPolicy(nn.Module):
             logits = torch.addmv(bias, seen, weight)
             for of, column, factor in terms:
                 logits = torch.add(logits, of(states[:, column]), alpha=factor)
-            return logits > 0
+            return logits
 
-        return decide
+        return margins
 
     def at(self, states: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Logits of leaving, `[n]`, given states `[n, D]` of the layers `[n]`, counted from 0."""

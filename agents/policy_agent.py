@@ -174,9 +174,9 @@ class PerLayerAgent(Agent):
 
     def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        decide = self._learned().decide_by_layer(threshold, device)
+        margins = self._learned().margins_by_layer(threshold, device)
         parts = tuple(part for part in self.observe if part != "layer")
-        return Decider(parts, decide, self.alpha_range[0])
+        return Decider(parts, margins, self.alpha_range[0])
 
     def _learned(self) -> PerLayerPolicy:
         if self.policy is None:

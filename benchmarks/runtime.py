@@ -44,7 +44,7 @@ from cee_gym.tasks import get_task, load_splits
 from cee_gym.trace import Trace
 from cee_gym.training.phases import load_model
 
-ALPHA = 0.035
+ALPHA = 0.01
 LAYER_SPEEDUPS = (1.5, 2.0)
 # Batch size -> the least share of the layer speed-up that should be seen on the clock.
 WANTED = {1: 0.9, 8: 0.85, 32: 0.85, 128: 0.85}
@@ -284,7 +284,7 @@ def shares(
                     state, logits = runtime._exits[layer - 1](hidden, weights)
                     times.append(now())
                     observed = runtime._observe(state, logits, layer)
-                    runtime._decider.decide(observed, layer).tolist()
+                    runtime._decider.margins(observed, layer).tolist()
                     times.append(now())
                     taken.append(np.diff(times).tolist())
         layer, head, policy = (statistics.median(part) for part in zip(*taken, strict=True))

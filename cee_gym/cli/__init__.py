@@ -9,6 +9,7 @@ import tyro
 
 from cee_gym.cli.build import Build
 from cee_gym.cli.evaluate import Evaluate
+from cee_gym.cli.export import Export
 from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
@@ -17,7 +18,7 @@ from cee_gym.cli.train import Train
 from cee_gym.cli.tune import Tune
 from cee_gym.errors import CeeGymError
 
-Command = Envs | Agents | Build | Train | Tune | Evaluate | Profile | Predict | Serve
+Command = Envs | Agents | Build | Train | Tune | Evaluate | Profile | Predict | Serve | Export
 
 
 def main(args: list[str] | None = None) -> None:
@@ -34,7 +35,8 @@ def main(args: list[str] | None = None) -> None:
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Profile, tyro.conf.subcommand("profile")]
             | Annotated[Predict, tyro.conf.subcommand("predict")]
-            | Annotated[Serve, tyro.conf.subcommand("serve")],
+            | Annotated[Serve, tyro.conf.subcommand("serve")]
+            | Annotated[Export, tyro.conf.subcommand("export")],
             prog="cee-gym",
             description=__doc__,
             args=args,

@@ -180,12 +180,11 @@ class _Watch:
         def make_watched(threshold: float, device: torch.device) -> Decider:
             decider = make(threshold, device)
 
-            def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
                 self._decided[layer] = self._clock()
-                leave = decider.decide(observations, layer).cpu()
-                return torch.zeros_like(leave)
+                return torch.zeros_like(decider.margins(observations, layer).cpu())
 
-            return replace(decider, decide=decide)
+            return replace(decider, margins=margins)
 
         return make_watched
 

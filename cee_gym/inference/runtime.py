@@ -148,7 +148,7 @@ class EarlyExitRuntime:
             if self._has_memory:
                 observations = torch.stack(path, dim=1)
             # The one place where the host waits for the device.
-            leave = self._decider.decide(observations, layer).tolist()
+            leave = [margin > 0 for margin in self._decider.margins(observations, layer).tolist()]
             if not any(leave):
                 continue
             if all(leave):
@@ -185,12 +185,12 @@ class _Exit:
         self._head = model.heads[layer - 1]
 
     def weights(self, attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """How much each token of `[B, T]` counts, `[B, 1, T]`; None where it need not be said.
-
-        That is where only the first one does, or in a single text, which has no padding.
-        """
-        if self._first_only or len(attention_mask) == 1:
+        """How much each token of `[B, T]` counts, `[B, 1, T]`; None where only the first does."""
+        if self._first_only:
             return None
+        size, length = attention_mask.shape
+        if size == 1:  # without padding
+            return attention_mask.new_full((1, 1, length), 1 / length, dtype=dtype)
         weights = attention_mask[:, None].to(dtype)
         return weights / weights.sum(dim=2, keepdim=True)
 
@@ -203,8 +203,6 @@ class _Exit:
             hidden = self._norm(hidden)
         if weights is not None:
             hidden = torch.bmm(weights, hidden)[:, 0]
-        elif not self._first_only:
-            hidden = hidden.mean(dim=1)
         state = self._pooler(hidden).tanh()
         return state, self._head(state)
 

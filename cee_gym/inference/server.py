@@ -47,7 +47,7 @@ except ImportError as error:
 # Speeds that requests have asked for lately are kept ready.
 _SPEEDS = 64
 # Between the signal to stop and the end of idle connections: what is on its way still arrives.
-_GRACE_SECONDS = 0.5
+_GRACE_SECONDS = 1.0
 _MOST_SECONDS_TO_STOP = 60
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -196,7 +196,7 @@ class _Service:
         check_number("max_wait_ms", max_wait_ms, 0)
         self._pipeline = pipeline
         agent, self._measured = pipeline.agent, pipeline.measured or Measured()
-        # Whole: one that is held at an alpha would not hear of another.
+        # Whole: what one is held at would stand beside what a request asks for.
         self._agent = agent.agent if isinstance(agent, AtAlpha) else agent
         if self._agent is not agent and self._measured.recording is not None:
             self._measured = measure(agent, pipeline.threshold, self._measured)
