@@ -24,7 +24,7 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.table import ExitTable
 from cee_gym.evaluation.curve import accuracy_speed_curve, choose_threshold
 from cee_gym.recordings import open_split
-from cee_gym.returns import expected_return, first_exit, hindsight_return
+from cee_gym.returns import first_exit, hindsight_return
 
 ALPHA = 0.035
 LEARNING = (
@@ -106,29 +106,31 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
     }
     fixed = int(rewards["train"].mean(axis=0).argmax())
     rows: dict[str, list[dict[str, Any]]] = {}
-    of_rows: dict[str, list[npt.NDArray[np.float64]]] = {}
+    of_rows: dict[str, list[dict[str, npt.NDArray[np.float64]]]] = {}
     for name in args.agents:
         for seed in range(args.seeds if name in WITH_SEEDS else 1):
-            row, dev_returns = one(name, task, recording, seed, rewards)
+            row, returns = one(name, task, recording, seed, rewards)
             rows.setdefault(name, []).append(row)
-            of_rows.setdefault(name, []).append(dev_returns)
+            of_rows.setdefault(name, []).append(returns)
             print(task, name, seed, row["at_half"], f"{row['seconds']:.1f} s", flush=True)
     learning = [name for name in LEARNING if name in rows]
-    best = {
-        split: max(row["return"][split] for name in learning for row in rows[name])
-        for split in ("train", "dev")
-    }
     base = {split: float(rewards[split][:, fixed].mean()) for split in rewards}
+    gains = {}
+    for split in ("train", "dev"):
+        leader = max(
+            learning, key=lambda name: np.mean([row["return"][split] for row in rows[name]])
+        )
+        mean = np.mean([returns[split] for returns in of_rows[leader]], axis=0)
+        gains[split] = gain(leader, mean - rewards[split][:, fixed])
     for name in learning:
         for row in rows[name]:
             row["normalised_return"] = {
-                split: round((row["return"][split] - base[split]) / (best[split] - base[split]), 3)
-                for split in best
+                split: None
+                if found["within_noise"]
+                else round((row["return"][split] - base[split]) / found["mean"], 3)
+                for split, found in gains.items()
             }
-            row["seconds_to_99_percent"] = time_to(row.pop("curve"), base["train"], row)
-    leader = max(learning, key=lambda name: np.mean([row["return"]["dev"] for row in rows[name]]))
-    gain = np.mean(of_rows[leader], axis=0) - rewards["dev"][:, fixed]
-    error = float(gain.std(ddof=1) / len(gain) ** 0.5)
+            row["seconds_to_99_percent"] = time_to(row.pop("curve"), row["seconds"])
     return {
         "backbone": traces["dev"].header["backbone"],
         "traces": {split: trace.fingerprint for split, trace in traces.items()},
@@ -136,22 +138,19 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
         "full_depth_accuracy": float(traces["dev"].correct[:, -1].mean()),
         "best_fixed_layer_on_train": fixed + 1,
         "return_of_it": base,
-        "best_return": best,
         "hindsight_return": {s: float(hindsight_return(rewards[s]).mean()) for s in rewards},
-        "gain_over_it_on_dev": {
-            "agent": leader,
-            "mean": float(gain.mean()),
-            "standard_error": error,
-            "within_noise": bool(gain.mean() < 2 * error),
-        },
+        "gain_over_it": gains,
         "agents": rows,
     }
 
 
 def one(
     name: str, task: str, recording: Path, seed: int, rewards: dict[str, npt.NDArray[np.float64]]
-) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
-    """One agent and seed: what is reported, and the expected return of each row of dev."""
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float64]]]:
+    """One agent and seed: what is reported, and the return of each row, by split.
+
+    Returns are those of leaving at the first layer where the score is above 1/2.
+    """
     preset = preset_for(name, task)
     tables: dict[str, ExitTable] = {}
     for split in rewards:
@@ -169,7 +168,10 @@ def one(
     scores = {
         split: agent.exit_probabilities(table.observations) for split, table in tables.items()
     }
-    returns = {split: expected_return(scores[split], rewards[split]) for split in scores}
+    returns = {
+        split: rewards[split][np.arange(len(found)), first_exit(found > 0.5) - 1]
+        for split, found in scores.items()
+    }
     calibration, dev = tables["calibration"].trace, tables["dev"].trace
     chosen = choose_threshold(calibration, scores["calibration"], most_points_lost=0.5)
     row = {
@@ -187,7 +189,7 @@ def one(
     }
     if name in LEARNING:
         row["curve"] = curve.points
-    return row, returns["dev"]
+    return row, returns
 
 
 def measured(
@@ -227,21 +229,30 @@ def area(
     return round(float(np.mean([point["accuracy"] for point in points])), 4)
 
 
-def time_to(points: list[tuple[float, float]], base: float, row: dict[str, Any]) -> float | None:
-    """Seconds until the smoothed curve has come 99 % of the way from the fixed layer to its end.
+def gain(leader: str, rows: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """What the best learning agent earns more than the best fixed layer, and whether it is noise.
 
-    None where it ends no higher than the fixed layer. An agent that learns in one go takes all of
-    its time.
+    It is called noise below two standard errors over the rows.
+    """
+    error = float(rows.std(ddof=1) / len(rows) ** 0.5)
+    return {
+        "agent": leader,
+        "mean": float(rows.mean()),
+        "standard_error": error,
+        "within_noise": bool(rows.mean() < 2 * error),
+    }
+
+
+def time_to(points: list[tuple[float, float]], whole: float) -> float:
+    """Seconds until the smoothed curve has come 99 % of its way up.
+
+    An agent that learns in one go takes all of its time.
     """
     if len(points) < SMOOTHED_OVER:
-        return row["seconds"] if row["return"]["train"] > base else None
+        return whole
     seconds, values = np.array(points).T
-    kernel = np.ones(SMOOTHED_OVER) / SMOOTHED_OVER
-    smooth = np.convolve(values, kernel, mode="valid")
-    end = smooth[-1]
-    if end <= base:
-        return None
-    there = np.flatnonzero(smooth >= base + 0.99 * (end - base))
+    smooth = np.convolve(values, np.ones(SMOOTHED_OVER) / SMOOTHED_OVER, mode="valid")
+    there = np.flatnonzero(smooth >= smooth[0] + 0.99 * (smooth.max() - smooth[0]))
     return round(float(seconds[there[0] + SMOOTHED_OVER - 1]), 2)
 
 

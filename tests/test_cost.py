@@ -10,9 +10,11 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 from cee_gym import Reward, Trace
+from cee_gym.agents import FixedLayer
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.evaluation.report import report
 from tests.traces import write_trace
 
 BATCH_SIZES, LENGTHS = (1, 4, 32), (8, 16, 64, 128)
@@ -179,6 +181,11 @@ def test_environments_say_that_their_reward_was_measured(
     given = EarlyExitEnv(trace=trace, cost=costs.layer_costs())
     assert given.metadata["deterministic"] is True
     np.testing.assert_array_equal(given.table.price, envs.table.price)
+    agent = FixedLayer(layer=2).learn(given)
+    other = write_trace(tmp_path / "calibration", n=30, num_layers=4, seed=1)
+    for table in (given.table, envs.table):
+        said = report(agent, EarlyExitEnv(trace=other).table, table, ("accuracy",))
+        assert said["deterministic"] is table.deterministic
 
 
 def test_a_profile_that_is_written_anew_is_read_anew(

@@ -16,7 +16,7 @@ class Export:
     Attributes:
         model_directory: the model, with its tokenizer, such as RUN/round-0/models/deployed.
         output: a directory that does not exist yet, or is empty.
-        int8: with the weights of the layers as 8-bit integers.
+        int8: with the weights of layers and exits as 8-bit integers.
     """
 
     model_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

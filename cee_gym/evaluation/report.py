@@ -98,6 +98,7 @@ def report(
         "calibration_trace": calibration.trace.fingerprint,
         "agent": agent.name,
         "alpha": alpha,
+        "deterministic": dev.deterministic,
         "rows": len(dev.trace),
         "metrics": list(metrics),
         "full_depth": fixed[-1].to_json(),

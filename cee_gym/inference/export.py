@@ -60,8 +60,8 @@ def export(
         tokenizer: saved along.
         exit_layers: where a policy may leave, from 1, beside the last; all by default. The fewer,
             the fewer graphs, and the more each can be optimised.
-        int8: with the weights of the layers as 8-bit integers, and what they are multiplied with
-            rounded to 8 bits as it comes (dynamic quantisation). Embeddings and exits stay float32.
+        int8: with the weights of layers and exits as 8-bit integers, and what they are multiplied
+            with rounded to 8 bits as it comes (dynamic quantisation). Embeddings stay float32.
 
     Raises:
         BackboneError: if the layers are given anything else, or the graphs compute anything else.
@@ -82,10 +82,16 @@ def export(
         _, calls = _begin(model, inputs)
         embedding = _Embedding(model, list(inputs))
         given = dict(zip(("hidden", "mask", "weights"), embedding(*inputs.values()), strict=False))
-        _write(directory / "embedding.onnx", embedding, inputs, list(given))
+        _save(_graph(embedding, inputs, list(given)), embedding, directory / "embedding.onnx")
+        # Stretches of the same shape are one graph with other weights: tracing takes seconds.
+        graphs: dict[Any, Any] = {}
         for start, end in pairwise([0, *ends]):
             segment = _Segment(model, calls[start:end], end)
-            _write(directory / f"segment-{end}.onnx", segment, given, OUTPUTS)
+            layers = list(segment.layers)
+            shape = str(layers), tuple(map(layers.index, layers))  # ALBERT has a layer repeatedly
+            if shape not in graphs:
+                graphs[shape] = _graph(segment, given, OUTPUTS)
+            _save(graphs[shape], segment, directory / f"segment-{end}.onnx")
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _describe(model, directory, list(inputs), ends, int8=False)
@@ -109,7 +115,8 @@ def export_full_depth(model: MultiExitModel, path: Path, *, int8: bool = False) 
     inputs = _example(model.eval())
     with torch.no_grad(), _same_attention_everywhere(model):
         _, calls = _begin(model, inputs)
-        _write(path, _FullDepth(model, list(inputs), calls), inputs, ["logits"])
+        module = _FullDepth(model, list(inputs), calls)
+        _save(_graph(module, inputs, ["logits"]), module, path)
     if int8:
         _quantize(path)
 
@@ -140,7 +147,8 @@ class _Embedding(nn.Module):
 class _Segment(nn.Module):
     def __init__(self, model: MultiExitModel, calls: Sequence[LayerCall], end: int) -> None:
         super().__init__()
-        self.model, self.calls = model, calls
+        self.calls = calls
+        self.layers = nn.ModuleList(call.layer for call in calls)
         self.pooler = model.poolers[(end - 1) % len(model.poolers)]
         self.head = model.heads[end - 1]
 
@@ -232,16 +240,15 @@ def _same_attention_everywhere(model: MultiExitModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _write(
-    path: Path, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str]
-) -> None:
+def _graph(
+    module: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str]
+) -> torch.onnx.ONNXProgram:
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
     sizes: Any = tuple(
         {0: batch, 2: tokens, 3: tokens} if tensor.ndim == 4 else {0: batch, 1: tokens}
         for tensor in inputs.values()
     )
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
-        warnings.simplefilter("ignore")  # the exporter's advice to its own developers
+    with _quiet():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -250,27 +257,41 @@ def _write(
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=sizes if isinstance(module, _Segment) else (sizes,),
+            optimize=False,  # it would put the weights into another form; `_save` does it
             verbose=False,
         )
     assert program is not None
-    program.save(path, external_data=False)
+    return program
+
+
+def _save(graph: torch.onnx.ONNXProgram, module: nn.Module, path: Path) -> None:
+    """Writes a graph with the weights of this module."""
+    template = graph.model
+    graph.model = template.clone()
+    with _quiet():
+        graph.apply_weights(module.state_dict())
+        graph.optimize()
+        graph.save(path, external_data=False)
+    graph.model = template
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """The exporter has advice for its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet("root"):
+    with _quiet():
         quantize_dynamic(
             path,
             path,

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,11 @@ def test_each_part_is_measured_at_its_place(tiny_model: MultiExitModel, recordin
     def decider(threshold: float, device: torch.device) -> Any:
         made = make(threshold, device)
 
-        def decide(observations: torch.Tensor, layer: int) -> torch.Tensor:
+        def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
             spin(4 if layer == 1 else 8)
-            return made.decide(observations, layer)
+            return made.margins(observations, layer)
 
-        return type(made)(made.parts, decide, made.alpha)
+        return replace(made, margins=margins)
 
     agent.decider = decider  # type: ignore[method-assign]
     tiny_model.backbone.encoder.layer[1].register_forward_hook(lambda *args: spin(3 * len(args[2])))
