@@ -82,16 +82,14 @@ def assert_same(
     assert 0 < left_early < sum(map(len, batches))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_predictions_and_exit_layers(family: str, pooling: str = "first") -> None:
+@pytest.mark.parametrize(
+    ("family", "pooling"), [*((family, "first") for family in FAMILIES), ("bert", "mean")]
+)
+def test_the_same_predictions_and_exit_layers(family: str, pooling: str) -> None:
     agent = learned("reinforce", make_env(2))
     texts = many_texts()
     # All at once, one by one, and a batch of one token each.
     assert_same(family, pooling, agent, [texts, *([text] for text in texts[:6]), [[7], [9]]])
-
-
-def test_mean_pooling() -> None:
-    test_the_same_predictions_and_exit_layers("bert", "mean")
 
 
 @pytest.mark.parametrize("name", ["confidence", "expected-return", "pcee"])
