@@ -95,7 +95,11 @@ def export(
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _describe(model, directory, list(inputs), ends, int8=False)
-    _check(model, OnnxModel(directory), inputs)
+    try:
+        _check(model, OnnxModel(directory), inputs)
+    except BaseException:
+        (directory / "export.json").unlink()  # so that nobody runs it
+        raise
     if int8:
         for path in directory.glob("segment-*.onnx"):
             _quantize(path)

@@ -1,5 +1,6 @@
 """What is exported leaves every text where, and with what, the model itself does."""
 
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.inference import EarlyExitRuntime
 from cee_gym.inference.export import compile_layers, export, export_full_depth
 from cee_gym.inference.onnx_runtime import OnnxModel, OnnxRuntime
-from cee_gym.models import MultiExitConfig, MultiExitModel, load_tokenizer
+from cee_gym.models import MultiExitConfig, MultiExitModel, MultiExitOutput, load_tokenizer
 from tests.conftest import tiny_config
 from tests.inference.test_runtime import (
     NUM_LABELS,
@@ -243,3 +244,19 @@ def test_compiled_layers_predict_the_same() -> None:
         np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
         np.testing.assert_array_equal(found.prediction, expected.prediction)
         np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_graphs_that_compute_something_else_are_refused(tmp_path: Path, monkeypatch) -> None:
+    model = copy.deepcopy(small("bert"))
+    forward = model.forward
+
+    def other(**inputs: torch.Tensor) -> MultiExitOutput:
+        output = forward(**inputs)
+        output.logits[:, 1] += 0.01
+        return output
+
+    monkeypatch.setattr(model, "forward", other)
+    with pytest.raises(BackboneError, match="exported, layer 2 of BertModel says something else"):
+        export(model, tmp_path / "out")
+    with pytest.raises(CeeGymError, match="there is no exported model"):
+        OnnxModel(tmp_path / "out")

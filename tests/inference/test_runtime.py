@@ -149,18 +149,24 @@ def many_texts(seed: int = 0, size: int = 24) -> list[Text]:
     return [rng.integers(5, 23, size=length).tolist() for length in rng.integers(1, 20, size)]
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize(
+    "exits",
+    [{"pooling": "first"}, {"pooling": "mean"}, {"pooler": "per_layer"}],
+    ids=lambda exits: next(iter(exits.values())),
+)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_family_attention_and_pooling(family: str, attention: str, pooling: str) -> None:
-    model = make_model(family, attention, pooling=pooling)
+def test_every_family_attention_and_kind_of_exit(
+    family: str, attention: str, exits: dict[str, str]
+) -> None:
+    model = make_model(family, attention, **exits)
     agent = learned("expected-return", make_env(model.num_layers))
     texts = many_texts()
     scores, logits = whole(model, agent, texts)
     threshold = clear_threshold(scores)
     runtime = EarlyExitRuntime(model, agent, threshold=threshold)
-    exits = runtime(padded(model, texts))
-    assert_as_said(exits, scores, logits, threshold, range(len(texts)))
-    assert len(set(exits.exit_layer)) > 1  # or the test would say little
+    found = runtime(padded(model, texts))
+    assert_as_said(found, scores, logits, threshold, range(len(texts)))
+    assert len(set(found.exit_layer)) > 1  # or the test would say little
 
 
 AGENTS_TO_RUN: list[tuple[str, dict[str, Any]]] = [
@@ -210,6 +216,18 @@ def test_a_model_in_half_precision_gives_float32() -> None:
     exits = EarlyExitRuntime(model, agent)(padded(model, many_texts()))
     assert exits.logits.dtype == np.float32
     assert np.isfinite(exits.logits).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_what_the_cpu_gives(family: str) -> None:
+    model = make_model(family)
+    agent = learned("reinforce", make_env(model.num_layers))
+    texts = many_texts()
+    scores, logits = whole(model, agent, texts)
+    threshold = clear_threshold(scores)
+    runtime = EarlyExitRuntime(copy.deepcopy(model).cuda(), agent, threshold=threshold)
+    exits = runtime(padded(model, texts))
+    assert_as_said(exits, scores, logits, threshold, range(len(texts)))
 
 
 # Layers are really skipped
@@ -408,6 +426,18 @@ def test_a_threshold_that_no_score_passes_runs_all_layers() -> None:
         exits = EarlyExitRuntime(model, agent, threshold=threshold)(padded(model, texts))
         assert set(exits.exit_layer) == {model.num_layers}
         np.testing.assert_allclose(exits.logits, logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_score_at_the_threshold_stays() -> None:
+    model = copy.deepcopy(make_model("bert"))
+    with torch.no_grad():
+        for head in model.heads:
+            head.weight.mul_(1e4)
+    agent = Confidence(threshold=1.0).learn(make_env(model.num_layers))
+    _, logits = whole(model, agent, many_texts())
+    assert (torch.tensor(logits).softmax(dim=2).amax(dim=2) == 1).all()
+    exits = EarlyExitRuntime(model, agent)(padded(model, many_texts()))
+    assert set(exits.exit_layer) == {model.num_layers}
 
 
 def test_a_backbone_from_which_texts_cannot_be_taken_is_refused_before_it_is_used() -> None:
