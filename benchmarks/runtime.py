@@ -119,7 +119,7 @@ def main(args: Args) -> None:
                     ],
                 }
             )
-    write("runtime_classification", {"runs": results})
+    write("runtime_classification", {"alpha": ALPHA, "runs": results})
 
 
 def policies(task: str, recording: Path) -> list[Side]:

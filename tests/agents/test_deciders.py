@@ -40,7 +40,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 @pytest.fixture(scope="module")
 def env(tmp_path_factory) -> EarlyExitEnv:
     trace = write_trace(tmp_path_factory.mktemp("trace") / "t", n=60, num_layers=5)
-    return EarlyExitEnv(trace=trace, alpha=(0.0, 0.1), observe=ALL)
+    return EarlyExitEnv(trace=trace, alpha=(0.02, 0.1), observe=ALL)
 
 
 def learned(name: str, settings: dict[str, Any], env: EarlyExitEnv) -> Agent:

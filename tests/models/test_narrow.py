@@ -47,6 +47,7 @@ def test_rows_and_positions_are_taken_out_wherever_they_stand() -> None:
         (torch.zeros(T), r"a tensor \[6\] in a batch \[4, 6\]"),
         (torch.zeros(B, T + 1, H), r"a tensor \[4, 7, 8\]"),
         (torch.zeros(B + 1, T), r"a tensor \[5, 6\]"),
+        (torch.zeros(B, 3), r"a tensor \[4, 3\]"),
         (torch.zeros(B, 1, T, T + 1), r"a tensor \[4, 1, 6, 7\]"),
         (torch.zeros(B, 1, 1, T, T), "a tensor"),
         (torch.tensor(3), "a tensor"),
