@@ -148,13 +148,14 @@ class EarlyExitRuntime:
             if self._has_memory:
                 observations = torch.stack(path, dim=1)
             # The one place where the host waits for the device.
-            leave = [margin > 0 for margin in self._decider.margins(observations, layer).tolist()]
-            if not any(leave):
+            margins = self._decider.margins(observations, layer).tolist()
+            left = [place for place, margin in enumerate(margins) if margin > 0]
+            if not left:
                 continue
-            if all(leave):
+            if len(left) == len(rows):
                 exits.append((layer, rows, logits))
                 break
-            left, stay = np.flatnonzero(leave), np.flatnonzero(np.logical_not(leave))
+            stay = [place for place, margin in enumerate(margins) if not margin > 0]
             exits.append((layer, rows[left], logits.index_select(0, self._on_device(left))))
             rows, lengths = rows[stay], lengths[stay]
             longest, kept = int(lengths.max()), self._on_device(stay)
@@ -168,8 +169,8 @@ class EarlyExitRuntime:
         parts, alpha = self._decider.parts, self._decider.alpha
         return observe(parts, state, logits, layer, self.model.num_layers, alpha)
 
-    def _on_device(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(rows).to(self._device, non_blocking=True)
+    def _on_device(self, places: list[int]) -> torch.Tensor:
+        return torch.tensor(places).to(self._device, non_blocking=True)
 
 
 class _Exit:
