@@ -106,12 +106,7 @@ class CAT(PerLayerAgent):
             weights = agreement[rows]
             # softplus(-x) is -log sigmoid(x), softplus(x) is -log(1 - sigmoid(x)).
             loss = (weights.abs() * softplus(-weights.sign() * logits)).sum(dim=1).mean()
-            if not torch.isfinite(loss):
-                curves.close()
-                raise CeeGymError(
-                    f"the loss of {self.name} is {loss.item()} after {curves.timesteps} "
-                    f"timesteps: lower learning_rate, which is {self.learning_rate:g}"
-                )
+            curves.check_finite(loss, self.learning_rate)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

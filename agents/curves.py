@@ -12,6 +12,8 @@ import torch
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
+from cee_gym.errors import CeeGymError
+
 Array = npt.NDArray[np.floating]
 
 
@@ -24,7 +26,7 @@ class Curves:
         start: timesteps already learned from, so that a curve goes on.
         num_layers: L.
         progress_bar: show progress and time left.
-        name: of the progress bar.
+        name: of the agent, for the progress bar.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Curves:
         name: str,
     ) -> None:
         self._logger = logger
+        self._name = name
         self._num_layers = num_layers
         self.timesteps = start
         self.end = start + total_timesteps
@@ -57,6 +60,23 @@ class Curves:
     def done(self) -> bool:
         """Whether the timesteps are used up."""
         return self.timesteps >= self.end
+
+    def check_finite(self, loss: torch.Tensor, learning_rate: float) -> None:
+        """Ends the run where its loss has left the numbers.
+
+        Args:
+            loss: of the next update.
+            learning_rate: of the optimizer, for the message.
+
+        Raises:
+            CeeGymError: if the loss is infinite or not a number.
+        """
+        if not torch.isfinite(loss):
+            self.close()
+            raise CeeGymError(
+                f"the loss of {self._name} is {loss.item()} after {self.timesteps} timesteps: "
+                f"lower learning_rate, which is {learning_rate:g}"
+            )
 
     def update(
         self,

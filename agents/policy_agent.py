@@ -176,7 +176,7 @@ class PerLayerAgent(Agent):
         """See `Agent.decider`."""
         margins = self._learned().margins_by_layer(threshold, device)
         parts = tuple(part for part in self.observe if part != "layer")
-        return Decider(parts, margins, self.alpha_range[0])
+        return Decider(parts, margins, 0.0, self.alpha_range[0])
 
     def _learned(self) -> PerLayerPolicy:
         if self.policy is None:
@@ -311,12 +311,7 @@ class GradientAgent(PerLayerAgent):
             else:
                 step = played = self.play(env, policy, rng)
                 mean_return, accuracy = played.mean_return, played.accuracy
-            if not torch.isfinite(step.loss):
-                curves.close()
-                raise CeeGymError(
-                    f"the loss of {self.name} is {step.loss.item()} after {curves.timesteps} "
-                    f"timesteps: lower learning_rate, which is {self.learning_rate:g}"
-                )
+            curves.check_finite(step.loss, self.learning_rate)
             optimizer.zero_grad()
             step.loss.backward()
             optimizer.step()

@@ -232,13 +232,7 @@ class PPO(PerLayerAgent):
             for _ in range(self.epochs):
                 for rows in np.array_split(rng.permutation(size), batches):
                     losses = self.losses(rollout, torch.from_numpy(rows))
-                    if not torch.isfinite(losses.loss):
-                        curves.close()
-                        raise CeeGymError(
-                            f"the loss of {self.name} is {losses.loss.item()} after "
-                            f"{curves.timesteps} timesteps: lower learning_rate, which is "
-                            f"{self.learning_rate:g}"
-                        )
+                    curves.check_finite(losses.loss, self.learning_rate)
                     optimizer.zero_grad()
                     losses.loss.backward()
                     torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)

@@ -7,6 +7,7 @@ transformers are imported only when used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cee_gym import interrupt  # noqa: F401 - first, as the imports after it take their time
 from cee_gym.envs.registration import register_envs
 
 if TYPE_CHECKING:

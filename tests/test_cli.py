@@ -19,6 +19,7 @@ from cee_gym.agents.presets import preset_for
 from cee_gym.cli import main
 from cee_gym.cli.arguments import parse_settings
 from cee_gym.errors import CeeGymError
+from tests.test_cost import made_up
 from tests.traces import write_recording
 
 CLAUSES = "EarlyExit-ToyBERT-Clauses"
@@ -169,6 +170,9 @@ def test_what_would_be_left_unused_is_refused(data, capsys) -> None:
     assert "give --backbone too" in message
     message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--backbone", "x", "--trace", "y")
     assert "only one" in message
+    for option, value in (("pooler", "per_layer"), ("max-tokens", "64"), ("folds", "5")):
+        message = refused(capsys, "train", "EarlyExit-BERT-RTE", f"--{option}", value)
+        assert f"{option.replace('-', '_')} {value} is for a backbone" in message
 
 
 def test_a_run_that_cannot_be_written_is_refused(tmp_path, capsys) -> None:
@@ -280,6 +284,37 @@ def test_a_run_is_evaluated_from_any_directory(tmp_path, monkeypatch, capsys) ->
     monkeypatch.chdir(tmp_path / "elsewhere")
     main(["evaluate", "../run"])
     assert "hindsight" in capsys.readouterr().out
+
+
+def test_a_profile_is_the_price_of_training_and_evaluation(tmp_path, monkeypatch, capsys) -> None:
+    write_recording(tmp_path / "r")
+    made_up().save(tmp_path / "profile.json")
+    command = "train EarlyExit --trace r --output run --hardness none --total-timesteps 500"
+    train = [*command.split(), "--cost", "profile.json"]
+    main(train)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["evaluate", "../run"])
+    monkeypatch.chdir(tmp_path)
+    settings = {"hardness": None, "split": "dev", "trace": "r"}
+    table = gym.make("EarlyExit", cost="profile.json", **settings).unwrapped.table
+    expected = table.rewards(0.035)[:, 0].mean()
+    for file in ("run/round-0/evaluation.json", "run/evaluation.json"):
+        results = json.loads(Path(file).read_text())
+        assert results["fixed_layers"][0]["mean_return"] == pytest.approx(expected)
+        assert not results["deterministic"]
+    layers = gym.make("EarlyExit", **settings).unwrapped.table
+    assert expected != pytest.approx(layers.rewards(0.035)[:, 0].mean())
+
+    assert "another policy" in refused(capsys, *command.split(), "--resume")
+    made_up(typical=(32, 100)).save(tmp_path / "profile.json")
+    assert "another cost" in refused(capsys, *train, "--resume")
+    assert "measured again" in refused(capsys, "evaluate", "run")
+    other = ("train", "EarlyExit-BERT-RTE", "--output", "other", "--cost", "profile.json")
+    assert "cost must be 6 finite numbers, one per layer" in refused(capsys, *other)
+    (tmp_path / "profile.json").unlink()
+    assert "profile.json' is unknown" in refused(capsys, *train, "--resume")
+    assert "profile.json' is unknown" in refused(capsys, "evaluate", "run")
 
 
 def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:

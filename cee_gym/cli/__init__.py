@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from cee_gym import interrupt
 from cee_gym.cli.build import Build
 from cee_gym.cli.evaluate import Evaluate
 from cee_gym.cli.export import Export
@@ -26,6 +27,7 @@ def main(args: list[str] | None = None) -> None:
     _quiet()
     command: Command | None = None
     try:
+        interrupt.raise_again()
         command = tyro.cli(
             Annotated[Envs, tyro.conf.subcommand("envs")]
             | Annotated[Agents, tyro.conf.subcommand("agents")]
@@ -47,10 +49,12 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         words = list(sys.argv[1:] if args is None else args)
-        if isinstance(command, Train) and not command.resume:
+        if isinstance(command, Train | Predict) and not command.resume:
             words.append("--resume")
-        again = f"cee-gym {shlex.join(words)}"
-        print(f"\nstopped; what is done is kept. To go on: {again}", file=sys.stderr)
+        kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"
+        if isinstance(command, Predict) and not command.to_file:
+            kept = "it can only go on with a file: give --output"
+        print(f"\nstopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         print(f"cee-gym: {error}", file=sys.stderr)

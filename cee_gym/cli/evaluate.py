@@ -45,6 +45,7 @@ class Evaluate:
         from cee_gym.evaluation.guarantee import sentence
         from cee_gym.evaluation.report import Promise, report, table, write
         from cee_gym.training.phases import policy_env
+        from cee_gym.training.run import newest_round
 
         directory = self.run_directory
         try:
@@ -58,28 +59,29 @@ class Evaluate:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = first_line(error)
             raise CeeGymError(f"there is no run at {directory} ({reason})") from None
-        rounds: list[Path] = []
-        while (directory / f"round-{len(rounds)}" / "evaluation.json").exists():
-            rounds.append(directory / f"round-{len(rounds)}")
-        if not rounds:
-            raise CeeGymError(f"{directory} has no complete round yet: go on with it by --resume")
-        recording = Path(given or rounds[-1] / "recording")
+        newest = newest_round(directory)
+        if policy.layer_costs != config.get("cost"):
+            raise CeeGymError(
+                f"{policy.cost} has been measured again since {directory} was trained with it: "
+                "train again"
+            )
+        recording = Path(given or newest / "recording")
         calibration, dev = (
             policy_env(recording, policy, split).table for split in ("calibration", self.split)
         )
         for opened in (calibration, dev):
             opened.trace.verify()
         try:
-            trained = json.loads((rounds[-1] / "evaluation.json").read_text())
+            trained = json.loads((newest / "evaluation.json").read_text())
             before = trained["calibration_trace"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CeeGymError(f"{rounds[-1]} is damaged ({first_line(error)})") from None
+            raise CeeGymError(f"{newest} is damaged ({first_line(error)})") from None
         if before != calibration.trace.fingerprint:
             raise CeeGymError(
                 f"{recording} has been recorded again since {directory} was trained on it "
                 f"({before}, now {calibration.trace.fingerprint}): train again"
             )
-        agent = load_agent(rounds[-1] / "agent")
+        agent = load_agent(newest / "agent")
         if self.alpha is not None and self.saved_layers is not None:
             raise CeeGymError("--alpha and --saved-layers both choose a speed: give only one")
         if self.alpha is not None:
@@ -91,7 +93,7 @@ class Evaluate:
             promise = Promise(self.guarantee, self.epsilon, self.delta)
         results = report(agent, calibration, dev, metrics, promise)
         name = "evaluation" if self.split == "dev" else f"evaluation-{self.split}"
-        write(results, directory / name, f"{directory.name}, {rounds[-1].name}")
+        write(results, directory / name, f"{directory.name}, {newest.name}")
         print(table(results))
         if results["guarantee"] is not None:
             print(f"\n{sentence(results['guarantee'])}")

@@ -10,6 +10,7 @@ import tyro
 from cee_gym.cli.arguments import quiet_transformers, task_named
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
+from cee_gym.training.run import newest_round
 
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent
@@ -112,10 +113,9 @@ def _agent_directory(path: Path) -> Path:
     """That of an agent, or of the one of a run's last complete round."""
     if (path / "agent.json").exists():
         return path
-    rounds = list(path.glob("round-*/evaluation.json"))
-    if not rounds:
+    if not any(path.glob("round-*")):
         raise CeeGymError(f"there is neither an agent nor a complete run at {path}")
-    return path / f"round-{len(rounds) - 1}" / "agent"
+    return newest_round(path) / "agent"
 
 
 def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths:

@@ -1,7 +1,7 @@
 """`cee-gym train`: train a policy, or policy and backbone in turn."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,6 +110,7 @@ class Train:
                 "--backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
             )
         else:
+            _check_unasked(self.record)
             recording = self.trace or find_recording(id)
         trainer = ConsistentEETrainer(
             agent,
@@ -121,3 +122,14 @@ class Train:
             metrics=metrics_of(task),
         )
         return trainer.train(resume=self.resume)
+
+
+def _check_unasked(record: RecordConfig) -> None:
+    """Refuses settings of a recording where a finished one is trained on."""
+    usual = asdict(RecordConfig())
+    for name, value in asdict(record).items():
+        if name != "seed" and value != usual[name]:
+            raise CeeGymError(
+                f"{name} {value} is for a backbone to be recorded: give --backbone too, or leave "
+                "it out to train on a recording"
+            )

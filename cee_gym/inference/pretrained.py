@@ -29,6 +29,7 @@ from cee_gym.inference.model_card import model_card
 from cee_gym.models.encoding import load_tokenizer
 from cee_gym.models.multi_exit import MultiExitConfig, MultiExitModel
 from cee_gym.returns import first_exit
+from cee_gym.training.run import newest_round
 
 VERSION = 1
 _SPEEDS = 33  # prices at which the saving of layers is written down
@@ -227,12 +228,7 @@ def _local(name_or_directory: str | Path, revision: str | None) -> Path:
 
 def _of_run(run: Path) -> tuple[Path, Path, Measured]:
     """The directories of weights and agent of the newest complete round, and its recording."""
-    rounds: list[Path] = []
-    while (run / f"round-{len(rounds)}" / "evaluation.json").exists():
-        rounds.append(run / f"round-{len(rounds)}")
-    if not rounds:
-        raise CeeGymError(f"{run} has no complete round yet: go on with it by --resume")
-    here = rounds[-1]
+    here = newest_round(run)
     try:
         config = json.loads((run / "config.json").read_text())
         given, metrics = config["recording"], tuple(config["metrics"])

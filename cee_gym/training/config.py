@@ -1,12 +1,14 @@
 """The settings of a recording and of a training run."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from cee_gym.agents.presets import Preset
+from cee_gym.cost import CostModel
 from cee_gym.envs.observation import layout_of
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.reward import alpha_range
+from cee_gym.reward import Reward, alpha_range
 from cee_gym.training.partition import PolicyData
 
 WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
@@ -107,6 +109,8 @@ class PolicyConfig:
             draws.
         hardness: the weight of the price: `memorized_layer`, `last_layer_loss` or `none`.
         quality: what an exit achieves: minus the `cross_entropy`, or `correctness`.
+        cost: what the layers up to an exit cost: `layers`, their number; or the path of a profile,
+            what `cee-gym profile` measured of the recorded model.
         observe: the parts of an observation; those of the agent's preset by default.
         total_timesteps: decisions a policy phase learns from; the preset's by default.
     """
@@ -114,11 +118,14 @@ class PolicyConfig:
     alpha: tuple[float, ...] = (0.035,)
     hardness: Literal["memorized_layer", "last_layer_loss", "none"] = "memorized_layer"
     quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
+    cost: str = "layers"
     observe: tuple[str, ...] | None = None
     total_timesteps: int | None = None
 
     def __post_init__(self) -> None:
         alpha_range(self.price)
+        if self.cost != "layers":  # a run is evaluated from any directory
+            object.__setattr__(self, "cost", str(Path(self.cost).resolve()))
         if self.observe is not None:
             layout_of(self.observe, num_layers=2, width=1, num_labels=2)
         if self.total_timesteps is not None:
@@ -140,6 +147,16 @@ class PolicyConfig:
     def price(self) -> float | tuple[float, ...]:
         """Alpha as the environments take it."""
         return self.alpha[0] if len(self.alpha) == 1 else self.alpha
+
+    @property
+    def layer_costs(self) -> list[float] | None:
+        """What leaving at each layer costs by the profile, in layers; None where there is none.
+
+        Raises:
+            CeeGymError: if cost is neither `layers` nor a profile.
+        """
+        cost = Reward(cost=self.cost).cost
+        return cost.layer_costs().tolist() if isinstance(cost, CostModel) else None
 
 
 @dataclass(frozen=True)

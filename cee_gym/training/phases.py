@@ -318,6 +318,7 @@ def policy_env(
         alpha=policy.price,
         hardness=hardness,
         quality=policy.quality,
+        cost=policy.cost,
         observe=policy.observe or ("hidden", "layer"),
     )
 

@@ -65,6 +65,11 @@ class ConsistentEETrainer:
                 f"{self.alternation.rounds} rounds train the backbone as well, which takes its "
                 "weights and text: give --backbone and --data, or --rounds 0"
             )
+        if self.setup is not None and policy is not None and policy.cost != "layers":
+            raise CeeGymError(
+                f"the profile {policy.cost} is of one model, and this run records one of its own: "
+                "build, then profile and train on that recording, without --backbone and --rounds"
+            )
         self.policy = (policy or PolicyConfig()).over(preset_for(agent.name, self._task()))
 
     def _task(self) -> str:
@@ -80,6 +85,7 @@ class ConsistentEETrainer:
             "agent": self.agent.name,
             "hyperparameters": self.agent.hyperparameters(),
             "policy": asdict(self.policy),
+            "cost": self.policy.layer_costs,
             "alternation": asdict(self.alternation),
             "metrics": list(self.metrics),
             "recording": None if self.recording is None else str(self.recording.resolve()),

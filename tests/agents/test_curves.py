@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from cee_gym.agents.curves import Curves
+from cee_gym.errors import CeeGymError
 
 
 class _Kept(KVWriter):
@@ -54,3 +55,12 @@ def test_what_is_not_known_is_not_recorded() -> None:
     unknown = {"hindsight": None, "accuracy": None}
     curves.update(1, np.array([1, 0]), returns=0.0, loss=torch.tensor(0.0), **unknown)
     assert not {"exit/regret", "exit/accuracy"} & kept.points[0][1].keys()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_learning_rate(loss) -> None:
+    curves = Curves(None, 10, 500, num_layers=2, progress_bar=False, name="x")
+    curves.check_finite(torch.tensor(1e30), 0.5)
+    said = f"the loss of x is {loss} after 500 timesteps: lower learning_rate, which is 0.5"
+    with pytest.raises(CeeGymError, match=said):
+        curves.check_finite(torch.tensor(loss), 0.5)

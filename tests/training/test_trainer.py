@@ -300,6 +300,16 @@ def test_rounds_without_text_and_backbone_are_refused(setup, tmp_path) -> None:
         )
 
 
+def test_a_profile_is_no_price_of_a_model_that_is_still_to_be_made(setup, tmp_path) -> None:
+    with pytest.raises(CeeGymError, match="profile and train on that recording"):
+        ConsistentEETrainer(
+            Reinforce(),
+            tmp_path / "run",
+            setup=setup,
+            policy=PolicyConfig(cost=str(tmp_path / "profile.json")),
+        )
+
+
 def test_old_backbones_are_dropped_and_the_last_are_kept(setup, tmp_path) -> None:
     trainer(setup, tmp_path / "run", rounds=1).train()
     assert not (tmp_path / "run" / "round-0" / "models").exists()
