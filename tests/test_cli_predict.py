@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,99 @@ def test_what_cannot_start_is_one_line(saved, capsys) -> None:
     assert "knows one speed" in refused(capsys, "--input", "in.txt", "--saved-layers", "0.5")
     assert "batch_size" in refused(capsys, "--input", "in.txt", "--batch-size", "0")
     assert not refused(capsys, "--input", ".", "--format", "text").startswith("Traceback")
+    saved.agent.model = "0123456789abcdef"
+    saved.save_pretrained("model")
+    message = refused(capsys, "--input", "in.txt", "--output", "out")
+    assert "learned on the states of model 0123456789abcdef" in message
+    assert not Path("out").exists()
+
+
+# Stopped, and gone on with
+
+
+def go_on(err: str) -> list[str]:
+    """The arguments of predict in the command that the message names."""
+    return shlex.split(err.rpartition("To go on: ")[2])[3:]
+
+
+def stopped_at(capsys, text: str, *args: str) -> str:
+    """The standard error after Ctrl-C where the model comes to this text."""
+    run = EarlyExitPipeline.run
+
+    def stop(self, encoded, **settings):
+        if any(one["input_ids"] == self.tokenizer(text)["input_ids"] for one in encoded):
+            raise KeyboardInterrupt
+        return run(self, encoded, **settings)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("cee_gym.inference.pipeline._WINDOW", 3)
+        monkeypatch.setattr(EarlyExitPipeline, "run", stop)
+        return predict(capsys, *args, code=130)[1]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_a_stopped_file_goes_on_and_loses_nothing(saved, capsys, format) -> None:
+    rows = [("the cat sat", 0), ("a dog ran", "ugly"), ("", 0), ("it was good", 1)] * 10
+    rows[24] = ("under the tree", 0)
+    given = Path("in." + format)
+    if format == "jsonl":
+        lines = [json.dumps({"id": n, "text": t, "label": c}) for n, (t, c) in enumerate(rows)]
+    else:
+        lines = ["id,text,label", *(f'{n},"{text}",{c}' for n, (text, c) in enumerate(rows))]
+    given.write_text("\n".join(lines))
+    command = ("--input", str(given), "--output", "out", "--batch-size", "1")
+    _, whole = predict(capsys, *command[:2], "--output", "whole", code=2)
+    err = stopped_at(capsys, "under the tree", *command)
+    kept = Path("out").read_bytes()
+    assert 0 < kept.count(b"\n") < 40
+    assert kept.endswith(b"\n")
+    assert "give --resume to go on" in refused(capsys, *command)
+    assert Path("out").read_bytes() == kept
+    with Path("out").open("ab") as torn:  # as kill -9 or a full disk leave it
+        torn.write(b'{"id": 2')
+    _, err = predict(capsys, *go_on(err), code=2)
+    assert err.splitlines()[-2:] == whole.splitlines()[-2:]
+    assert Path("out").read_bytes().startswith(kept)
+    assert_same_lines("out", "whole")
+    predict(capsys, *command, "--resume", code=2)  # nothing is left to do
+    assert_same_lines("out", "whole")
+
+
+def assert_same_lines(one: str, other: str) -> None:
+    files = Path(one).read_text().splitlines(), Path(other).read_text().splitlines()
+    for line, twin in zip(*files, strict=True):
+        found, expected = json.loads(line), json.loads(twin)
+        assert found.pop("score", 0) == pytest.approx(expected.pop("score", 0), rel=1e-4)
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        b"my notes\n",
+        b'{"mine": 1}',  # no end of line: it might look unfinished
+        b'{"id": 7, "label": "good", "score": 0.9, "exit_layer": 1}\n',
+        b'{"label": "good", "score": 0.9, "exit_layer": 1}',
+        b'{"label": "good", "score": 0.9, "exit_layer": 1}\n' * 3,
+        b"[]\n",
+    ],
+)
+def test_no_other_file_is_gone_on_with(saved, capsys, there) -> None:
+    Path("in.txt").write_text("the cat sat\na dog\n")
+    Path("out").write_bytes(there)
+    message = refused(capsys, "--input", "in.txt", "--output", "out", "--resume")
+    assert "of out is not what this command writes there: give another --output" in message
+    assert Path("out").read_bytes() == there
+
+
+def test_only_a_file_is_gone_on_with(saved, capsys) -> None:
+    Path("in.txt").write_text("the cat sat\na dog\n")
+    assert "give its --output" in refused(capsys, "--input", "in.txt", "--resume")
+    err = stopped_at(capsys, "a dog", "--input", "in.txt")
+    assert err == "\nstopped; it can only go on with a file: give --output\n"
+    # Nothing was begun yet where it was stopped: then it begins.
+    predict(capsys, "--input", "in.txt", "--output", "out", "--resume")
+    assert len(Path("out").read_text().splitlines()) == 2
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(saved, capsys, monkeypatch) -> None:

@@ -34,10 +34,14 @@ class Predict:
     and its label, where it has one, as given_label. A text that cannot be classified gives the
     number of its line and an error; the others go on, and the exit code is 2.
 
+    What was stopped goes on by the same command with --resume: the complete lines of the output are
+    kept, and the texts after them are classified.
+
     Attributes:
         model: a directory that was saved, a run of train, or a name on the hub.
         input: a file, or - for the standard input.
         output: a new file, or - for the standard output.
+        resume: go on with the output that the same command, stopped, has left.
         format: by default that of the file's name, .jsonl, .csv or .txt (a text a line), and jsonl
             for the standard input.
         text_column: the field with the text.
@@ -52,6 +56,7 @@ class Predict:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     input: Path = _STANDARD
     output: Path = _STANDARD
+    resume: bool = False
     format: Format | None = None
     text_column: str = "text"
     pair_column: str | None = None
@@ -64,22 +69,30 @@ class Predict:
         """Classifies, and says what came of it on the standard error."""
         from cee_gym.inference.pipeline import EarlyExitPipeline
 
+        if self.resume and not self.to_file:
+            raise CeeGymError("--resume goes on with a file: give its --output")
         quiet_transformers()
         with ExitStack() as files:
             source = self._open_input(files)
             rows = self._rows(_lines(source, quiet=self._shows_results()))
-            if self.output.exists():
-                raise CeeGymError(f"{self.output} is there already: give another --output")
+            if self.output.exists() and not self.resume:
+                raise CeeGymError(
+                    f"{self.output} is there already: give --resume to go on with it, or another "
+                    "--output"
+                )
             pipeline = EarlyExitPipeline.from_pretrained(
                 self.model,
                 alpha=self.alpha,
                 saved_layers=self.saved_layers,
                 batch_size=self.batch_size,
             )
-            sink: IO[str] = sys.stdout
-            if self.output != _STANDARD:
-                sink = files.enter_context(self.output.open("x", encoding="utf-8"))
             tally = _Tally(pipeline.model.num_layers)
+            sink: IO[str] = sys.stdout
+            if self.to_file:
+                if self.resume and self.output.exists():
+                    self._pass_over(rows, tally)
+                mode = "a" if self.resume else "x"
+                sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
             try:
                 for line in self._results(pipeline, rows):
                     tally.count(line)
@@ -96,8 +109,36 @@ class Predict:
                 "their lines say why"
             )
 
+    @property
+    def to_file(self) -> bool:
+        """Whether there is something to go on with."""
+        return self.output != _STANDARD
+
     def _shows_results(self) -> bool:
-        return self.output == _STANDARD and sys.stdout.isatty()
+        return not self.to_file and sys.stdout.isatty()
+
+    def _pass_over(self, rows: Iterator[_Row], tally: "_Tally") -> None:
+        """Counts the lines of the output and passes over their rows; cuts an unfinished one."""
+        end = 0
+        with self.output.open("r+b") as written:
+            for number, line in enumerate(written, start=1):
+                whole = line.endswith(b"\n")
+                if end and not whole:
+                    written.truncate(end)
+                    break
+                try:
+                    found, (_, row) = json.loads(line), next(rows)
+                    tally.count(found)
+                    given = row.get("id") if isinstance(row, dict) else None
+                    fits = whole and found.get("id") == given
+                except (ValueError, KeyError, TypeError, StopIteration):
+                    fits = False
+                if not fits:
+                    raise CeeGymError(
+                        f"line {number} of {self.output} is not what this command writes there: "
+                        "give another --output"
+                    )
+                end += len(line)
 
     def _open_input(self, files: ExitStack) -> IO[bytes]:
         if self.input == _STANDARD:

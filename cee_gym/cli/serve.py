@@ -12,8 +12,9 @@ from cee_gym.errors import check_number
 class Serve:
     """Serves a model and its exit policy over HTTP: POST /predict, GET /health, GET /metrics.
 
-    SIGTERM and Ctrl-C stop it once everything that was accepted is answered. There is no
-    authentication, so it listens on the local host only unless told otherwise.
+    SIGTERM and Ctrl-C stop it once everything that was accepted is answered. The head of a request
+    has 30 seconds to arrive before its connection is closed, and its body 30 more before it is
+    refused. There is no authentication, so it listens on the local host only unless told otherwise.
 
     Attributes:
         model: what `EarlyExitPipeline.save_pretrained` wrote, the directory of a run, or a name on

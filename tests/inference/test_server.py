@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ from cee_gym.agents import Confidence, Reinforce
 from cee_gym.agents.base import Agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.inference.limits import Limits
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.inference.pretrained import Measured, Speed
-from cee_gym.inference.server import Limits, full_depth, make_app, serve
+from cee_gym.inference.server import _Server, full_depth, make_app, serve
 from cee_gym.models import MultiExitModel
 from cee_gym.returns import first_exit
 from cee_gym.training.phases import observe_output
@@ -187,10 +190,14 @@ def body(texts: Any = ("a cat",), **more: Any) -> bytes:
 
 BAD = {
     "no JSON": (b"{texts:", 422, "the body is not JSON: Expecting property name"),
-    "no UTF-8": (b'{"texts": ["\xff"]}', 400, "parsing the body"),
+    "no UTF-8": (
+        b'{"texts": ["\xff"]}',
+        400,
+        "the body cannot be read: 'utf-8' codec can't decode",
+    ),
     "half a surrogate": (rb'{"texts": ["\ud800"]}', 422, "texts[0]"),
-    "nested": (b"[" * 100_000, 400, "parsing the body"),
-    "a number too long": (b'{"texts": ["a"], "alpha": ' + b"9" * 5000 + b"}", 400, "parsing"),
+    "nested": (b"[" * 100_000, 400, "the body cannot be read: maximum recursion depth"),
+    "a number too long": (b'{"texts": ["a"], "alpha": ' + b"9" * 5000 + b"}", 400, "4300 digits"),
     "empty body": (b"", 422, "required"),
     "a list": (b"[]", 422, "valid dictionary"),
     "no texts": (b"{}", 422, "texts: Field required"),
@@ -291,6 +298,8 @@ def test_settings_out_of_range_are_refused(pipeline: Any, settings: dict[str, An
         make_app(pipeline, **settings)
     with pytest.raises(CeeGymError, match="max_body must be at least 1"):
         Limits(max_body=0)
+    with pytest.raises(CeeGymError, match="max_seconds must be at least 0, got inf"):
+        Limits(max_seconds=float("inf"))
 
 
 # What it says about itself
@@ -332,7 +341,7 @@ def test_health_and_the_openapi_document(client: TestClient, pipeline: Any) -> N
     }
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {"/predict", "/health", "/metrics"}
-    assert {"200", "400", "413", "422", "503"} <= set(
+    assert {"200", "400", "408", "413", "422", "503"} <= set(
         document["paths"]["/predict"]["post"]["responses"]
     )
     schema = document["components"]["schemas"]["PredictRequest"]
@@ -397,6 +406,90 @@ def test_on_sigterm_all_that_was_accepted_is_answered(
         assert (server.returncode, output, errors) == (0, "", "")
     finally:
         server.kill()
+
+
+@contextmanager
+def listening(pipeline: Any, **limits: Any) -> Iterator[int]:
+    """A server in another thread; gives its port."""
+    ready = threading.Event()
+    server = _Server(make_app(pipeline, limits=Limits(**limits)), ready.set)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        try:
+            assert ready.wait(timeout=20)
+            yield bound.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+def trickle(port: int, at_once: bytes, slowly: bytes) -> tuple[bytes, float]:
+    """What comes back to who sends slowly, and after how many seconds the connection is closed."""
+    start, answer = time.monotonic(), b""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(0.05)
+        client.sendall(at_once)
+        rest = iter(slowly)
+        while time.monotonic() < start + 20:
+            with suppress(TimeoutError):
+                try:
+                    client.sendall(bytes(islice(rest, 1)))
+                    received = client.recv(4096)
+                except ConnectionError:  # it was closed while the next byte was on its way
+                    received = b""
+                if not received:
+                    return answer, time.monotonic() - start
+                answer += received
+    raise AssertionError("it is not closed")
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n"
+ASKED = HEAD + b"content-length: %d\r\n\r\n" % len(body())
+SLOW = {
+    "nothing": (b"", b"", b""),
+    "a head that stops": (HEAD, b"", b""),
+    "a slow head": (b"GET /", b"x" * 1000, b""),
+    "a body that stops": (ASKED + body()[:5], b"", b"HTTP/1.1 408"),
+    "a slow body": (HEAD + b"content-length: 1000\r\n\r\n", b"x" * 1000, b"HTTP/1.1 408"),
+    "a slow chunk": (HEAD + b"transfer-encoding: chunked\r\n\r\n", b"0" * 99, b"HTTP/1.1 408"),
+    "a body that nobody reads": (ASKED.replace(b"/predict", b"/"), b"x" * 1000, b"HTTP/1.1 404"),
+    "a second one": (ASKED + body(), b"GET /" + b"x" * 1000, b"HTTP/1.1 200"),
+}
+
+
+def test_slow_clients_are_sent_away_and_disturb_nobody(pipeline: Any) -> None:
+    run, seconds = pipeline.run, 0.4
+
+    def take_longer_than_clients_may(encoded: list[Any]) -> Any:
+        if len(encoded) == 2:
+            time.sleep(2 * seconds)
+        return run(encoded)
+
+    pipeline.run = take_longer_than_clients_may
+    with listening(pipeline, max_seconds=seconds) as port, ThreadPoolExecutor(16) as threads:
+        slow = {name: threads.submit(trickle, port, *sent[:2]) for name, sent in SLOW.items()}
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for texts, pause in ((["a cat"], 2 * seconds), (["a cat", "a dog"], 0), (["a dog"], 0)):
+            client.request("POST", "/predict", body(texts), {"content-type": "application/json"})
+            response = client.getresponse()
+            assert response.status == 200
+            found = json.loads(response.read())["predictions"]
+            for one, (label, _, layer) in zip(found, offline(pipeline, texts), strict=True):
+                assert (one["label"], one["exit_layer"]) == (label, layer)
+            assert not response.will_close
+            time.sleep(pause)
+        for name, (_, _, status) in SLOW.items():
+            answer, after = slow[name].result()
+            assert answer.startswith(status), name
+            assert bool(answer) == bool(status), name
+            assert seconds * 0.9 < after < seconds + 10, name
+            if status.endswith(b"408"):
+                detail = json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+                assert detail == "the body did not arrive within 0.4 seconds"
+        client.request("GET", "/metrics")
+        assert 'cee_gym_requests_total{status="408"} 3.0' in client.getresponse().read().decode()
 
 
 def test_an_address_that_is_taken_is_one_line(pipeline: EarlyExitPipeline) -> None:

@@ -1,0 +1,98 @@
+"""What the server is asked and what it answers, in JSON."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TextPair(BaseModel):
+    """Two texts, where the task is about pairs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    text_pair: str | None = None
+
+
+class PredictRequest(BaseModel):
+    """Texts, and how fast to be."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"texts": ["a gripping film", "it never gets going"]},
+                {"texts": [{"text": "It rains.", "text_pair": "It is wet."}], "alpha": 0.02},
+            ]
+        },
+    )
+
+    texts: Annotated[list[str | TextPair], Field(min_length=1)]
+    alpha: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="the price of one layer, for a policy that learned with a range of them: "
+            "the higher, the faster",
+        ),
+    ] = None
+    saved_layers: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="in place of alpha: the lowest alpha that saves this share of the layers",
+        ),
+    ] = None
+    truncation: Annotated[
+        bool, Field(description="cut texts that are too long instead of refusing them")
+    ] = False
+
+
+class Prediction(BaseModel):
+    """What became of one text.
+
+    Attributes:
+        label: the class.
+        score: its probability, as the exit head has it.
+        exit_layer: from 1.
+    """
+
+    label: str
+    score: float
+    exit_layer: int
+
+
+class PredictResponse(BaseModel):
+    """Predictions in the order of the texts, and the fingerprint of the model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "predictions": [{"label": "positive", "score": 0.98, "exit_layer": 2}],
+                    "model": "c0ffee0123456789",
+                }
+            ]
+        }
+    )
+
+    predictions: list[Prediction]
+    model: str
+
+
+class Health(BaseModel):
+    """The state of the server, and what it serves."""
+
+    status: str
+    model: str
+    agent: str
+    layers: int
+    labels: list[str]
+
+
+class Failure(BaseModel):
+    """What was wrong, in one line."""
+
+    detail: str
