@@ -35,15 +35,23 @@ class Decider:
 
     Attributes:
         parts: of an observation that it is shown, in order, D wide in all.
-        margins: what is asked, by several threads at once: given observations float32 `[n, D]`, or
-            the paths `[n, t, D]` where the agent has a memory, and the layer, from 1, it says how
-            far each is over a threshold, `[n]`. Those above 0 leave.
+        scores: given observations float32 `[n, D]`, or the paths `[n, t, D]` where the agent has a
+            memory, and the layer, from 1: float32 `[n]` or `[n, 1]`. Several threads may ask.
+        least: those leave whose score is above it, both as float32.
         alpha: the price it is shown, where that is one of the parts.
     """
 
     parts: tuple[str, ...]
-    margins: Callable[[torch.Tensor, int], torch.Tensor]
+    scores: Callable[[torch.Tensor, int], torch.Tensor]
+    least: float
     alpha: float
+
+    def leave(self, observations: torch.Tensor, layer: int) -> list[bool]:
+        """Which of n texts leave; it waits for the device of the observations."""
+        scores = self.scores(observations, layer).flatten().tolist()
+        # Compared on the host: on the device it would be one more operation next to a small layer.
+        least = float(np.float32(self.least))
+        return [score > least for score in scores]
 
 
 class Agent(ABC):
@@ -139,11 +147,11 @@ class Agent(ABC):
             device: of the observations; the answers are there or on the host.
         """
 
-        def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
+        def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
             paths = observations if self.has_memory else observations[:, None]
-            return torch.from_numpy(self.exit_probability(paths.cpu().numpy()) - threshold)
+            return torch.from_numpy(self.exit_probability(paths.cpu().numpy()))
 
-        return Decider(self.observe, margins, self.alpha_range[0])
+        return Decider(self.observe, scores, threshold, self.alpha_range[0])
 
     def at(self, *, alpha: float) -> "AtAlpha":
         """This agent held at one price of a layer, if it learned at every price of a range.

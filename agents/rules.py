@@ -98,7 +98,7 @@ class Confidence(Rule):
     def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
         least = ungraded(threshold, self.threshold)
-        return Decider(("confidence",), lambda seen, layer: seen[:, 0] - least, 0.0)
+        return Decider(("confidence",), lambda seen, layer: seen, least, 0.0)
 
 
 class Entropy(Rule):
@@ -127,8 +127,8 @@ class Entropy(Rule):
 
     def decider(self, threshold: float, device: torch.device) -> Decider:
         """See `Agent.decider`."""
-        most = -ungraded(threshold, -self.threshold, low=-1, high=0)
-        return Decider(("entropy",), lambda seen, layer: most - seen[:, 0], 0.0)
+        least = ungraded(threshold, -self.threshold, low=-1, high=0)
+        return Decider(("entropy",), lambda seen, layer: -seen, least, 0.0)
 
 
 class Patience(Rule):

@@ -284,7 +284,7 @@ def shares(
                     state, logits = runtime._exits[layer - 1](hidden, weights)
                     times.append(now())
                     observed = runtime._observe(state, logits, layer)
-                    runtime._decider.margins(observed, layer).tolist()
+                    runtime._decider.leave(observed, layer)
                     times.append(now())
                     taken.append(np.diff(times).tolist())
         layer, head, policy = (statistics.median(part) for part in zip(*taken, strict=True))

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cee_gym.collect import fingerprint
 from cee_gym.errors import BackboneError, CeeGymError
-from cee_gym.inference.onnx_runtime import OUTPUTS, VERSION, OnnxModel, digest
+from cee_gym.inference.onnx_model import OUTPUTS, VERSION, OnnxModel, digest
 from cee_gym.models.layers import LayerCall, _path_of_the_layers
 from cee_gym.models.multi_exit import MultiExitModel
 

@@ -180,11 +180,11 @@ class _Watch:
         def make_watched(threshold: float, device: torch.device) -> Decider:
             decider = make(threshold, device)
 
-            def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
                 self._decided[layer] = self._clock()
-                return torch.zeros_like(decider.margins(observations, layer).cpu())
+                return torch.zeros_like(decider.scores(observations, layer).cpu())
 
-            return replace(decider, margins=margins)
+            return replace(decider, scores=scores, least=0.0)
 
         return make_watched
 

@@ -21,11 +21,11 @@ from cee_gym.agents.base import Agent, check_layout, check_model
 from cee_gym.collect import fingerprint
 from cee_gym.envs.observation import layout_of
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.models.layers import narrow
+from cee_gym.models.layers import LayerCall, narrow
 from cee_gym.models.multi_exit import MultiExitModel
 
 if TYPE_CHECKING:
-    from cee_gym.inference.onnx_runtime import OnnxModel
+    from cee_gym.inference.onnx_model import OnnxModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +113,23 @@ class EarlyExitRuntime:
         Raises:
             CeeGymError: if a text is empty or not padded on the right.
         """
+        with torch.inference_mode():
+            batch = self.start(inputs)
+            exits = []
+            while len(batch.rows):
+                exits.append(self.run_until_some_leave(batch))
+            return in_order(exits)
+
+    def start(self, inputs: dict[str, torch.Tensor]) -> "Batch":
+        """All that comes before the first layer; to be called in inference mode.
+
+        Raises:
+            CeeGymError: if a text is empty or not padded on the right.
+        """
         if self.model.training:
             self.model.eval()
-        with torch.inference_mode():
-            return self._run(inputs)
-
-    def _run(self, inputs: dict[str, torch.Tensor]) -> Exits:
-        given, num_layers = inputs["attention_mask"], self.model.num_layers
-        lengths = _lengths(given.cpu().numpy())
+        given = inputs["attention_mask"]
+        lengths = lengths_of(given.cpu().numpy())
         if (longest := int(lengths.max())) < given.shape[1]:
             inputs = {name: tensor[:, :longest] for name, tensor in inputs.items()}
         if self._device != given.device:
@@ -129,41 +138,38 @@ class EarlyExitRuntime:
             }
         hidden, calls = self.model.begin(inputs)
         weights = self._exits[0].weights(inputs["attention_mask"], hidden.dtype)
-        rows = np.arange(len(lengths))  # of the texts that have not left
-        path: list[torch.Tensor] = []
-        exits: list[tuple[int, npt.NDArray[np.int64], torch.Tensor]] = []
-        for layer in range(1, num_layers + 1):
-            hidden = calls[layer - 1](hidden)
+        return Batch(0, np.arange(len(lengths)), lengths, hidden, calls, weights, [])
+
+    def run_until_some_leave(self, batch: "Batch") -> "Left":
+        """Runs a batch on, and takes out of it what leaves; to be called in inference mode."""
+        num_layers, calls = self.model.num_layers, batch.calls
+        for layer in range(batch.layer + 1, num_layers + 1):
+            batch.hidden = calls[layer - 1](batch.hidden)
             if layer not in self._read:
                 continue
-            state, logits = self._exits[layer - 1](hidden, weights)
+            state, logits = self._exits[layer - 1](batch.hidden, batch.weights)
             if layer == num_layers:
-                exits.append((layer, rows, logits))
                 break
             observations = self._observe(state, logits, layer)
             if self._has_memory:
-                path.append(observations)
+                batch.path.append(observations)
             if layer not in self._asked:
                 continue
             if self._has_memory:
-                observations = torch.stack(path, dim=1)
+                observations = torch.stack(batch.path, dim=1)
             # The one place where the host waits for the device.
-            margins = self._decider.margins(observations, layer).tolist()
-            left = [place for place, margin in enumerate(margins) if margin > 0]
-            if not left:
-                continue
-            if len(left) == len(rows):
-                exits.append((layer, rows, logits))
+            leave = self._decider.leave(observations, layer)
+            if all(leave):
                 break
-            stay = [place for place, margin in enumerate(margins) if not margin > 0]
-            exits.append((layer, rows[left], logits.index_select(0, self._on_device(left))))
-            rows, lengths = rows[stay], lengths[stay]
-            longest, kept = int(lengths.max()), self._on_device(stay)
-            hidden, calls[layer:] = narrow(hidden, calls[layer:], kept, longest)
-            if weights is not None:
-                weights = weights.index_select(0, kept)[:, :, :longest]
-            path = [observations.index_select(0, kept) for observations in path]
-        return _in_order(exits)
+            if any(leave):
+                left = [place for place, leaves in enumerate(leave) if leaves]
+                stay = [place for place, leaves in enumerate(leave) if not leaves]
+                rows = batch.rows[left]
+                batch.layer = layer
+                batch.narrow(stay, self._on_device(stay))
+                return layer, rows, logits.index_select(0, self._on_device(left))
+        rows, batch.rows = batch.rows, batch.rows[:0]
+        return layer, rows, logits
 
     def _observe(self, state: torch.Tensor, logits: torch.Tensor, layer: int) -> torch.Tensor:
         parts, alpha = self._decider.parts, self._decider.alpha
@@ -171,6 +177,42 @@ class EarlyExitRuntime:
 
     def _on_device(self, places: list[int]) -> torch.Tensor:
         return torch.tensor(places).to(self._device, non_blocking=True)
+
+
+# The layer where some texts left, their rows `[n]`, and their class logits `[n, C]`.
+Left = tuple[int, npt.NDArray[np.int64], torch.Tensor]
+
+
+@dataclass(eq=False)
+class Batch:
+    """Texts on their way through the layers.
+
+    Attributes:
+        layer: the last that was run.
+        rows: int64 `[n]`, which of the texts that it started with have not left.
+        lengths: int64 `[n]`, in tokens.
+        hidden: `[n, T, H]`, T being the greatest length.
+        calls: L, one per layer.
+        weights: `[n, 1, T]`, of the mean over tokens, where there is one.
+        path: the observations so far, `[n, D]` each, if the agent has a memory.
+    """
+
+    layer: int
+    rows: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    hidden: torch.Tensor
+    calls: list[LayerCall]
+    weights: torch.Tensor | None
+    path: list[torch.Tensor]
+
+    def narrow(self, stay: list[int], on_device: torch.Tensor) -> None:
+        """Takes out all but some, which are given on the host and on the device."""
+        self.rows, self.lengths = self.rows[stay], self.lengths[stay]
+        longest, done = int(self.lengths.max()), self.layer
+        self.hidden, self.calls[done:] = narrow(self.hidden, self.calls[done:], on_device, longest)
+        if self.weights is not None:
+            self.weights = self.weights.index_select(0, on_device)[:, :, :longest]
+        self.path = [observations.index_select(0, on_device) for observations in self.path]
 
 
 class _Exit:
@@ -248,12 +290,12 @@ def observe(
     return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
 
-def _in_order(exits: list[tuple[int, npt.NDArray[np.int64], torch.Tensor]]) -> Exits:
-    """Puts together what left: layer, places in the batch `[n]`, and logits `[n, C]`."""
+def in_order(exits: list[Left]) -> Exits:
+    """Puts together all that left a batch."""
     if len(exits) == 1:
         layer, rows, last = exits[0]
         logits = last.float().cpu().numpy()
-        return Exits(logits.argmax(axis=1), logits, np.full(len(rows), layer))
+        return Exits(logits.argmax(axis=1), logits, np.array([layer] * len(rows)))
     logits_as_left = torch.cat([logits for _, _, logits in exits]).float().cpu().numpy()
     rows = np.concatenate([rows for _, rows, _ in exits])
     logits, exit_layer = np.empty_like(logits_as_left), np.empty_like(rows)
@@ -262,12 +304,14 @@ def _in_order(exits: list[tuple[int, npt.NDArray[np.int64], torch.Tensor]]) -> E
     return Exits(logits.argmax(axis=1), logits, exit_layer)
 
 
-def _lengths(mask: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+def lengths_of(mask: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """How many tokens each text has, int64 `[B]`, given its attention mask `[B, T]`.
 
     Raises:
         CeeGymError: if one has none, or there is padding before or between its tokens.
     """
+    if len(mask) == 1 and mask.size and 0 not in mask[0].tolist():  # for one text, numpy is felt
+        return np.array([mask.shape[1]])
     if mask.size and mask.all():
         return np.full(mask.shape[0], mask.shape[1])
     if mask.size == 0 or not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():

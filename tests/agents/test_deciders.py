@@ -84,8 +84,8 @@ def test_the_decider_passes_the_scores_above_the_threshold(env, agent) -> None:
         shown = shown_to(decider, env)
         for layer in range(1, env.num_layers):
             paths = shown[:, :layer]
-            margins = decider.margins(paths if one.has_memory else paths[:, -1], layer)
-            np.testing.assert_array_equal(margins.numpy() > 0, leave[:, layer - 1])
+            found = decider.leave(paths if one.has_memory else paths[:, -1], layer)
+            np.testing.assert_array_equal(found, leave[:, layer - 1])
 
 
 def test_exits_are_at_the_exit_layers(env, agent) -> None:
@@ -126,5 +126,5 @@ def test_the_threshold_of_chance_is_its_probability(env) -> None:
     agent = RandomExit(probability=0.3).learn(env)
     decider = agent.decider(0.5, CPU)
     states = shown_to(decider, env)[:, 0]
-    left = [(decider.margins(states, 1) > 0).float().mean() for _ in range(100)]
+    left = [np.mean(decider.leave(states, 1)) for _ in range(100)]
     assert np.mean(left) == pytest.approx(0.3, abs=0.02)

@@ -19,7 +19,8 @@ from cee_gym.collect import fingerprint
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.inference import EarlyExitRuntime
 from cee_gym.inference.export import compile_layers, export, export_full_depth
-from cee_gym.inference.onnx_runtime import OnnxModel, OnnxRuntime
+from cee_gym.inference.onnx_model import OnnxModel
+from cee_gym.inference.onnx_runtime import OnnxRuntime
 from cee_gym.models import MultiExitConfig, MultiExitModel, MultiExitOutput, load_tokenizer
 from tests.conftest import tiny_config
 from tests.inference.test_runtime import (

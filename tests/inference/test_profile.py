@@ -163,11 +163,11 @@ def test_each_part_is_measured_at_its_place(tiny_model: MultiExitModel, recordin
     def decider(threshold: float, device: torch.device) -> Any:
         made = make(threshold, device)
 
-        def margins(observations: torch.Tensor, layer: int) -> torch.Tensor:
+        def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
             spin(4 if layer == 1 else 8)
-            return made.margins(observations, layer)
+            return made.scores(observations, layer)
 
-        return replace(made, margins=margins)
+        return replace(made, scores=scores)
 
     agent.decider = decider  # type: ignore[method-assign]
     tiny_model.backbone.encoder.layer[1].register_forward_hook(lambda *args: spin(3 * len(args[2])))
