@@ -10,16 +10,15 @@ Full depth is one graph of all layers and the last exit head, early exit one gra
 come from the same export and run with the same settings and threads, in float32 and in 8-bit
 integers. All sides get the same batches of dev texts, sorted by length and padded to the longest of
 each, and are timed from token ids on the host to predictions on the host, heads and policy
-included. All sides take their turn at every batch, in random order, round after round; of each
-batch and side the median counts. CPU time is that of the one thread that works: it says what wall
-time would be if no other process had disturbed.
+included. One side runs all batches, then another, in random order, round after round: between two
+batches of its own a runtime finds its weights where it left them, as it does in use. Of each batch
+and side the median over rounds counts. CPU time is that of the one thread that works: it says what
+wall time would be if no other process had disturbed.
 
 `layer_speedup` counts the layers of every text alike. Where longer texts leave later, the share of
 the work that is saved is smaller; `token_layer_speedup` counts the layers of every token.
 """
 
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +31,7 @@ import onnxruntime
 import torch
 import tyro
 from common import write
-from runtime import ALPHA, LAYER_SPEEDUPS, LEAST_ROUNDS, Batches, Inputs, at_speed, some_batches
+from runtime import ALPHA, LAYER_SPEEDUPS, Batches, Inputs, at_speed, in_turn, some_batches
 
 from cee_gym.agents import Confidence
 from cee_gym.envs import EarlyExitEnv
@@ -167,18 +166,8 @@ def timed(
     rows = sum(len(rows) for rows, _ in batches)
     lengths = np.concatenate([inputs["attention_mask"].sum(dim=1) for _, inputs in batches])
     calls = [call for early, full in numbers.values() for call in (full, *early)]
-    # Wall and CPU seconds, by side, batch and round.
-    seconds: list[list[list[tuple[float, float]]]] = [[[] for _ in batches] for _ in calls]
-    draw, start, rounds = random.Random(0), time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or time.perf_counter() - start < args.seconds:
-        for number, (_, inputs) in enumerate(batches):
-            for side in draw.sample(range(len(calls)), len(calls)):
-                wall, cpu = time.perf_counter(), time.thread_time()
-                calls[side](inputs)
-                taken = (time.perf_counter() - wall, time.thread_time() - cpu)
-                seconds[side][number].append(taken)
-        rounds += 1
-    totals = iter(np.median(np.array(seconds), axis=2).sum(axis=1))
+    seconds, rounds = in_turn(calls, batches, args.seconds)
+    totals = iter(seconds)
     entries = []
     for name, (early, _) in numbers.items():
         full = next(totals)

@@ -9,9 +9,10 @@ and 2, before anything is timed.
 Full depth is transformers' own forward pass of the same backbone (attention sdpa) and the last exit
 head. Both sides get the same batches of dev texts, sorted by length and padded to the longest of
 each, and are timed from token ids on the host to predictions on the host, heads and policy
-included. All sides take their turn at every batch, in random order, round after round; of each
-batch and side the median counts. CPU time is that of the one thread that works: it says what wall
-time would be if no other process had disturbed.
+included. One side runs all batches, then another, in random order, round after round: between two
+batches of its own a runtime finds its weights where it left them, as it does in use. Of each batch
+and side the median over rounds counts. CPU time is that of the one thread that works: it says what
+wall time would be if no other process had disturbed.
 
 `layer_speedup` counts the layers of every text alike. Where longer texts leave later, the share of
 the work that is saved is smaller; `token_layer_speedup` counts the layers of every token.
@@ -188,19 +189,7 @@ def timed(
     calls: list[Callable[[Inputs], Any]] = [lambda inputs: full_depth(model, inputs), *runtimes]
     trace, labels = open_split(recording, "dev"), text.labels.numpy()[rows]
     full = np.concatenate([full_depth(model, inputs) for _, inputs in batches])
-    # Wall and CPU seconds, by side, batch and round.
-    seconds: list[list[list[tuple[float, float]]]] = [[[] for _ in batches] for _ in calls]
-    draw, start, rounds = random.Random(0), time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or time.perf_counter() - start < args.seconds:
-        for number, (_, inputs) in enumerate(batches):
-            for side in draw.sample(range(len(calls)), len(calls)):
-                wall, cpu = time.perf_counter(), time.thread_time()
-                calls[side](inputs)
-                taken = (time.perf_counter() - wall, time.thread_time() - cpu)
-                seconds[side][number].append(taken)
-        rounds += 1
-    # [sides, 2]
-    totals = np.median(np.array(seconds), axis=2).sum(axis=1)
+    totals, rounds = in_turn(calls, batches, args.seconds)
     entries = []
     for side, runtime, (wall, cpu) in zip(sides, runtimes, totals[1:], strict=True):
         exits = [runtime(inputs) for _, inputs in batches]
@@ -250,6 +239,30 @@ def timed(
         },
         "policies": entries,
     }
+
+
+def in_turn(
+    calls: list[Callable[[Inputs], Any]], batches: Batches, at_least: float
+) -> tuple[npt.NDArray[np.float64], int]:
+    """Wall and CPU seconds that each call takes for all batches, `[calls, 2]`, and the rounds.
+
+    Args:
+        calls: what is timed.
+        batches: given to each.
+        at_least: seconds to go on for, and for at least 3 rounds.
+    """
+    # By call, batch and round.
+    seconds: list[list[list[tuple[float, float]]]] = [[[] for _ in batches] for _ in calls]
+    draw, start, rounds = random.Random(0), time.perf_counter(), 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() - start < at_least:
+        for side in draw.sample(range(len(calls)), len(calls)):
+            for number, (_, inputs) in enumerate(batches):
+                wall, cpu = time.perf_counter(), time.thread_time()
+                calls[side](inputs)
+                taken = (time.perf_counter() - wall, time.thread_time() - cpu)
+                seconds[side][number].append(taken)
+        rounds += 1
+    return np.median(np.array(seconds), axis=2).sum(axis=1), rounds
 
 
 def shares(
