@@ -24,10 +24,9 @@ from cee_gym.agents import Confidence, FixedLayer
 from cee_gym.agents.base import Agent
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.inference.pretrained import load_model
 from cee_gym.inference.profile import predict, profile
 from cee_gym.inference.runtime import EarlyExitRuntime
-from cee_gym.models import EncodedText, MultiExitModel, load_tokenizer
+from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits
 

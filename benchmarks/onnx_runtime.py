@@ -10,10 +10,10 @@ Full depth is one graph of all layers and the last exit head, early exit one gra
 come from the same export and run with the same settings and threads, in float32 and in 8-bit
 integers. All sides get the same batches of dev texts, sorted by length and padded to the longest of
 each, and are timed from token ids on the host to predictions on the host, heads and policy
-included. One side runs all batches, then another, in random order, round after round: between two
-batches of its own a runtime finds its weights where it left them, as it does in use. Of each batch
-and side the median over rounds counts. CPU time is that of the one thread that works: it says what
-wall time would be if no other process had disturbed.
+included. All sides take their turn at every 16 batches, in random order, round after round: a side
+finds its weights in the cache as it does in use, and what disturbs the machine for a while disturbs
+all. Of each batch and side the median over rounds counts. CPU time is that of the one thread that
+works: it says what wall time would be if no other process had disturbed.
 
 `layer_speedup` counts the layers of every text alike. Where longer texts leave later, the share of
 the work that is saved is smaller; `token_layer_speedup` counts the layers of every token.
@@ -38,10 +38,9 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitRuntime, Exits
 from cee_gym.inference.export import export, export_full_depth
 from cee_gym.inference.onnx_runtime import OnnxRuntime
-from cee_gym.models import EncodedText, load_tokenizer
+from cee_gym.models import EncodedText, load_model, load_tokenizer
 from cee_gym.recordings import open_split
 from cee_gym.tasks import get_task, load_splits
-from cee_gym.training.phases import load_model
 
 BATCH_SIZES = (1, 8, 32)
 WANTED = 0.85

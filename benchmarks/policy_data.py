@@ -21,10 +21,11 @@ from common import write
 from cee_gym.agents import ExpectedReturn
 from cee_gym.evaluation.curve import Threshold, accuracy_speed_curve, evaluate_at
 from cee_gym.hardness import memorized_layer
+from cee_gym.models import load_model
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task
 from cee_gym.training.config import FitConfig, PolicyConfig, RecordConfig
-from cee_gym.training.phases import load_model, policy_env, record, warm_up
+from cee_gym.training.phases import policy_env, record, warm_up
 from cee_gym.training.setup import Setup
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

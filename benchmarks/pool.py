@@ -28,9 +28,8 @@ from runtime import ALPHA, LAYER_SPEEDUPS, at_speed, full_depth, some_batches
 from cee_gym.agents import Confidence
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitRuntime, Pool
-from cee_gym.models import EncodedText, MultiExitModel, load_tokenizer
+from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
 from cee_gym.tasks import get_task, load_splits
-from cee_gym.training.phases import load_model
 
 # Texts in a batch as they come -> how many are enough in the pool.
 SIZES = ((1, 8), (8, 8), (32, 32))

@@ -9,10 +9,10 @@ and 2, before anything is timed.
 Full depth is transformers' own forward pass of the same backbone (attention sdpa) and the last exit
 head. Both sides get the same batches of dev texts, sorted by length and padded to the longest of
 each, and are timed from token ids on the host to predictions on the host, heads and policy
-included. One side runs all batches, then another, in random order, round after round: between two
-batches of its own a runtime finds its weights where it left them, as it does in use. Of each batch
-and side the median over rounds counts. CPU time is that of the one thread that works: it says what
-wall time would be if no other process had disturbed.
+included. All sides take their turn at every 16 batches, in random order, round after round: a side
+finds its weights in the cache as it does in use, and what disturbs the machine for a while disturbs
+all. Of each batch and side the median over rounds counts. CPU time is that of the one thread that
+works: it says what wall time would be if no other process had disturbed.
 
 `layer_speedup` counts the layers of every text alike. Where longer texts leave later, the share of
 the work that is saved is smaller; `token_layer_speedup` counts the layers of every token.
@@ -38,18 +38,18 @@ from cee_gym.agents.presets import preset_for
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.evaluation.curve import accuracy_speed_curve
 from cee_gym.inference import EarlyExitRuntime
-from cee_gym.models import EncodedText, MultiExitModel, load_tokenizer
+from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
 from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.trace import Trace
-from cee_gym.training.phases import load_model
 
 ALPHA = 0.01
 LAYER_SPEEDUPS = (1.5, 2.0)
 # Batch size -> the least share of the layer speed-up that should be seen on the clock.
 WANTED = {1: 0.9, 8: 0.85, 32: 0.85, 128: 0.85}
 SHARE_AT = 32
+TURN = 16
 LEAST_ROUNDS = 3
 
 Inputs = dict[str, torch.Tensor]
@@ -255,12 +255,13 @@ def in_turn(
     seconds: list[list[list[tuple[float, float]]]] = [[[] for _ in batches] for _ in calls]
     draw, start, rounds = random.Random(0), time.perf_counter(), 0
     while rounds < LEAST_ROUNDS or time.perf_counter() - start < at_least:
-        for side in draw.sample(range(len(calls)), len(calls)):
-            for number, (_, inputs) in enumerate(batches):
-                wall, cpu = time.perf_counter(), time.thread_time()
-                calls[side](inputs)
-                taken = (time.perf_counter() - wall, time.thread_time() - cpu)
-                seconds[side][number].append(taken)
+        for first in range(0, len(batches), TURN):
+            for side in draw.sample(range(len(calls)), len(calls)):
+                for number, (_, inputs) in enumerate(batches[first : first + TURN], first):
+                    wall, cpu = time.perf_counter(), time.thread_time()
+                    calls[side](inputs)
+                    taken = (time.perf_counter() - wall, time.thread_time() - cpu)
+                    seconds[side][number].append(taken)
         rounds += 1
     return np.median(np.array(seconds), axis=2).sum(axis=1), rounds
 

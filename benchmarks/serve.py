@@ -38,9 +38,8 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.curve import accuracy_speed_curve
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded
-from cee_gym.inference.pretrained import load_model
 from cee_gym.inference.server import full_depth
-from cee_gym.models import load_tokenizer
+from cee_gym.models import load_model, load_tokenizer
 from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits

@@ -125,9 +125,18 @@ class CostModel:
         Args:
             batch_size: by default the typical one.
             length: in tokens; by default the typical one.
+
+        Raises:
+            CeeGymError: if no layer takes any time at this size, as may come out where the times
+                that were measured go on beyond the smallest size.
         """
         rows, tokens = batch_size or self.typical[0], length or self.typical[1]
         steps = self.seconds(self.layers + self.heads + self.policy, rows, tokens)
+        if not steps.any():
+            raise CeeGymError(
+                f"by the profile no layer takes any time at batch size {rows} and {tokens} tokens, "
+                "which is beyond what was measured: profile as far as there"
+            )
         start = self.seconds(self.embedding, rows, tokens)
         return (start + np.cumsum(steps)) / steps.mean()
 

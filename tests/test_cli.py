@@ -128,6 +128,33 @@ def test_ctrl_c_leaves_a_build_that_goes_on(data, own_home, monkeypatch, capsys)
     assert here.fingerprint == whole.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("build ID", "what is done is kept. To go on: cee-gym build ID"),
+        (
+            "predict m --output out",
+            "what is done is kept. To go on: cee-gym predict m --output out --resume",
+        ),
+        ("profile m", "nothing is kept"),
+        ("evaluate run", "nothing is kept"),
+        ("export m --output out", "what there is in out is not complete: export to another"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(command, message, monkeypatch, capsys) -> None:
+    name = command.split()[0]
+    monkeypatch.setattr(f"cee_gym.cli.{name.title()}.run", _interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 130
+    assert f"\nstopped; {message}" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_made_is_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("cee_gym.cli.Profile.run", lambda self: Path("no/where").write_text(""))
+    assert "No such file or directory: 'no/where'" in refused(capsys, "profile", "m")
+
+
 def test_a_build_stopped_at_its_very_end_only_takes_its_place(data, own_home, monkeypatch) -> None:
     rename = Path.rename
 

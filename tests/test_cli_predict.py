@@ -9,6 +9,7 @@ import pytest
 
 from cee_gym.agents import Confidence
 from cee_gym.cli import main
+from cee_gym.cli.predict import _label
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitPipeline
 from tests.traces import write_trace
@@ -148,6 +149,21 @@ def test_each_bad_row_of_a_table_too(saved, capsys) -> None:
         "not CSV (field larger than field limit (131072))",
         "text is empty",
     ]
+
+
+def test_a_text_without_a_label_has_none(saved, capsys) -> None:
+    rows = [{"text": "a cat", "label": label} for label in (-1, "-1", None, "", 1)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines, err = predict(capsys, "--input", "in.jsonl")
+    assert [line.get("given_label") for line in lines] == [None, None, None, None, "good"]
+    assert "on 1 with a label" in err
+    assert _label(-1, ["-1", "1"]) == "-1"
+
+
+def test_a_directory_that_is_not_there_is_made(saved, capsys) -> None:
+    Path("in.txt").write_text("a cat\n")
+    predict(capsys, "--input", "in.txt", "--output", "new/out")
+    assert len(Path("new/out").read_text().splitlines()) == 1
 
 
 def test_a_long_text_is_cut_where_asked(saved, capsys) -> None:

@@ -101,6 +101,14 @@ def test_layer_costs_are_those_of_a_size(costs: CostModel) -> None:
     assert costs.layer_costs()[-1] == pytest.approx(4 + start)
 
 
+def test_a_size_at_which_no_layer_takes_time_is_no_cost(trace: Trace) -> None:
+    steep = np.array([1.0, 10.0])[:, None] * np.ones((4, 2, 2))
+    sizes = {"batch_sizes": (8, 32), "lengths": (8, 16), "typical": (1, 8)}
+    costs = made_up(embedding=steep[0], layers=steep, heads=0 * steep, policy=0 * steep, **sizes)
+    with pytest.raises(CeeGymError, match="no layer takes any time at batch size 1 and 8 tokens"):
+        EarlyExitEnv(trace=trace, cost=costs)
+
+
 def test_json_round_trip(costs: CostModel, tmp_path: Path) -> None:
     costs.save(tmp_path / "profile.json")
     again = CostModel.load(tmp_path / "profile.json")

@@ -51,12 +51,22 @@ def main(args: list[str] | None = None) -> None:
         words = list(sys.argv[1:] if args is None else args)
         if isinstance(command, Train | Predict) and not command.resume:
             words.append("--resume")
-        kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"
+        kept = "nothing is kept"
         if isinstance(command, Predict) and not command.to_file:
             kept = "it can only go on with a file: give --output"
+        elif isinstance(command, Build | Train | Tune | Predict):
+            kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"
+        elif isinstance(command, Export):
+            kept = f"what there is in {command.output} is not complete: export to another directory"
         print(f"\nstopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
         print(f"cee-gym: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:

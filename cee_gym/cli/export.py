@@ -14,24 +14,25 @@ class Export:
     """Writes a multi-exit model as ONNX graphs, one a layer, for ONNX Runtime.
 
     Attributes:
-        model_directory: the model, with its tokenizer, such as RUN/round-0/models/deployed.
+        model: a directory that was saved, a run of train, a name on the hub, or the directory of a
+            model with exits, such as RECORDING/models/deployed.
         output: a directory that does not exist yet, or is empty.
         int8: with the weights of layers and exits as 8-bit integers.
     """
 
-    model_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     output: Path
     int8: bool = False
 
     def run(self) -> None:
         """Exports, and says how to run what was written."""
         from cee_gym.inference.export import export
-        from cee_gym.models import load_tokenizer
-        from cee_gym.training.phases import load_model
+        from cee_gym.inference.pretrained import weights_directory
+        from cee_gym.models import load_model, load_tokenizer
 
         quiet_transformers()
-        model = load_model(self.model_directory)
-        tokenizer = load_tokenizer(str(self.model_directory))
+        weights = weights_directory(self.model)
+        model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
         print(f"wrote {model.num_layers} layers to {self.output}")
         print(f"to run it: cee_gym.inference.onnx_runtime.OnnxRuntime({str(self.output)!r}, agent)")

@@ -46,7 +46,8 @@ class Predict:
             for the standard input.
         text_column: the field with the text.
         pair_column: the field with the second text, where the task is about pairs.
-        batch_size: texts run together.
+        batch_size: texts run together; 16 times as many are read before the first result, to put
+            those of like length together.
         truncation: cut texts that are too long instead of refusing them.
         alpha: hold an agent that learned with a range of alpha at this price of a layer.
         saved_layers: hold it at the lowest price that saves this share of the layers on
@@ -92,6 +93,7 @@ class Predict:
                 if self.resume and self.output.exists():
                     self._pass_over(rows, tally)
                 mode = "a" if self.resume else "x"
+                self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
             try:
                 for line in self._results(pipeline, rows):
@@ -186,8 +188,8 @@ class Predict:
                     if row.get("id") is not None:
                         kept["id"] = row["id"]
                     text = self._text(row)
-                    if row.get("label") not in (None, ""):
-                        kept["given_label"] = _label(row["label"], labels)
+                    if (label := _label(row.get("label"), labels)) is not None:
+                        kept["given_label"] = label
                 except CeeGymError as error:
                     text = error
                 running.append((number, kept))
@@ -295,10 +297,14 @@ def _read_csv(reader: "csv.DictReader[str]") -> Iterator[_Row]:
             yield reader.line_num, row
 
 
-def _label(given: Any, labels: list[str]) -> str:
-    """The name of a class, given its name or its number."""
+def _label(given: Any, labels: list[str]) -> str | None:
+    """The name of a class, given its name or its number; None where there is no label."""
+    if given in (None, ""):
+        return None
     if str(given) in labels:
         return str(given)
+    if given in (-1, "-1"):  # as data sets on the hub have it where labels are kept back
+        return None
     numbers = {str(number): label for number, label in enumerate(labels)}
     if str(given) not in numbers:
         raise CeeGymError(f"unknown label {given!r}: {did_you_mean(str(given), labels)}")

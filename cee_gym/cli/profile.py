@@ -29,21 +29,22 @@ class Profile:
     recording it also predicts how much faster the agent would be, before it is deployed.
 
     Attributes:
-        model: directory of a model with exits, such as RECORDING/models/deployed.
+        model: a directory that was saved, a run of train, a name on the hub, or the directory of a
+            model with exits, such as RECORDING/models/deployed.
         agent: a run of train, or an agent's directory.
         trace: a recording of this model; the agent's exits on its dev split are those predicted
             for. (Exits are those of the rule p > 1/2.)
         data: the recording's text, as for build, for the lengths of its dev split; without it the
             prediction is made for texts of one length.
         alpha: hold an agent that learned with a range of alpha at this price of a layer.
-        output: what to write.
+        output: the file to write.
         batch_sizes: texts run together.
         lengths: in tokens; by default 8 to 128, as far as the model goes.
         seconds: about how long to measure; 5 runs of each size are made in any case.
         device: by default the accelerator, where there is one.
     """
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_DIR")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     agent: Path | None = None
     trace: Path | None = None
     data: str | None = None
@@ -56,10 +57,10 @@ class Profile:
 
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
-        from cee_gym.agents.base import load_agent
         from cee_gym.collect import fingerprint
-        from cee_gym.inference.pretrained import load_model
+        from cee_gym.inference.pretrained import weights_directory
         from cee_gym.inference.profile import profile
+        from cee_gym.models import load_model
         from cee_gym.recordings import open_split
 
         quiet_transformers()
@@ -67,11 +68,12 @@ class Profile:
             raise CeeGymError("--trace is what to predict an agent's exits on: give --agent too")
         if self.data is not None and self.trace is None:
             raise CeeGymError("--data is the text of a recording: give --trace too")
-        model = load_model(self.model)
+        if self.alpha is not None and self.agent is None:
+            raise CeeGymError("--alpha is what to hold an agent at: give --agent too")
+        weights = weights_directory(self.model)
+        model = load_model(weights)
         _put(model, self.device)
-        agent = None if self.agent is None else load_agent(_agent_directory(self.agent))
-        if agent is not None and self.alpha is not None:
-            agent = agent.at(alpha=self.alpha)
+        agent = None if self.agent is None else _agent(self.agent, self.alpha)
         trace = None if self.trace is None else open_split(self.trace, "dev")
         texts = None
         if trace is not None:
@@ -81,7 +83,10 @@ class Profile:
                     f"{fingerprint(model)}: give one of the model at {self.model}"
                 )
             if self.data is not None:
-                texts = _lengths(trace, self.data, self.model, model.config.max_tokens)
+                texts = _lengths(trace, self.data, weights, model.config.max_tokens)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        if self.output.is_dir():
+            raise CeeGymError(f"--output {self.output} is a directory: give the name of a file")
         costs = profile(
             model,
             agent,
@@ -91,7 +96,7 @@ class Profile:
             progress_bar=True,
         )
         if texts is not None:
-            costs = costs.at(1, int(np.median(texts)))
+            costs = costs.at(costs.batch_sizes[0], int(np.median(texts)))
         costs.save(self.output)
         print(_table(costs))
         if agent is not None and trace is not None:
@@ -107,6 +112,23 @@ def _put(model: "MultiExitModel", device: str | None) -> None:
         model.to(torch.device(device or accelerator or "cpu"))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:  # not known; not compiled in
         raise CeeGymError(f"--device {device}: {first_line(error)}") from None
+
+
+def _agent(path: Path, alpha: float | None) -> "Agent":
+    """The agent, held at this price of a layer where one is given."""
+    from cee_gym.agents.at_alpha import AtAlpha
+    from cee_gym.agents.base import load_agent
+
+    agent = load_agent(_agent_directory(path))
+    low, high = agent.alpha_range
+    if alpha is not None:
+        return (agent.agent if isinstance(agent, AtAlpha) else agent).at(alpha=alpha)
+    if "alpha" in agent.layout and low < high and not isinstance(agent, AtAlpha):
+        raise CeeGymError(
+            f"this {agent.name} agent has a speed for every alpha from {low:g} to {high:g}: give "
+            "--alpha"
+        )
+    return agent
 
 
 def _agent_directory(path: Path) -> Path:

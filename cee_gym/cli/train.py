@@ -18,7 +18,12 @@ from cee_gym.cli.arguments import (
     task_named,
 )
 from cee_gym.errors import CeeGymError
-from cee_gym.training.config import AlternationConfig, PolicyConfig, RecordConfig
+from cee_gym.training.config import (
+    AlternationConfig,
+    PolicyConfig,
+    RecordConfig,
+    refuse_changed,
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,12 @@ class Train:
                 "--backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
             )
         else:
-            _check_unasked(self.record)
+            refuse_changed(
+                self.record,
+                (name for name in asdict(self.record) if name != "seed"),
+                "a backbone to be recorded: give --backbone too, or leave it out to train on a "
+                "recording",
+            )
             recording = self.trace or find_recording(id)
         trainer = ConsistentEETrainer(
             agent,
@@ -122,14 +132,3 @@ class Train:
             metrics=metrics_of(task),
         )
         return trainer.train(resume=self.resume)
-
-
-def _check_unasked(record: RecordConfig) -> None:
-    """Refuses settings of a recording where a finished one is trained on."""
-    usual = asdict(RecordConfig())
-    for name, value in asdict(record).items():
-        if name != "seed" and value != usual[name]:
-            raise CeeGymError(
-                f"{name} {value} is for a backbone to be recorded: give --backbone too, or leave "
-                "it out to train on a recording"
-            )

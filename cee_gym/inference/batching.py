@@ -109,14 +109,16 @@ class Batcher(Generic[Speed, Answer]):
         texts = [one.text for one in batch]
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._thread, self._run, batch[0].speed, texts)
+            found = await loop.run_in_executor(self._thread, self._run, batch[0].speed, texts)
+            answers = list(zip(batch, found, strict=True))
         except Exception as error:
             if len(batch) > 1:
                 for one in batch:
-                    await self._answer([one])
+                    if not one.answer.done():
+                        await self._answer([one])
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
         else:
-            for one, answer in zip(batch, answers, strict=True):
+            for one, answer in answers:
                 if not one.answer.done():
                     one.answer.set_result(answer)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cee_gym.errors import check_number
+from cee_gym.errors import CeeGymError, check_number
 from cee_gym.inference.service import Service
 
 
@@ -20,7 +20,8 @@ class Limits:
     Attributes:
         max_texts: in one request.
         max_body: of a request, in bytes.
-        max_waiting: texts that are accepted and not answered yet, of all requests.
+        max_waiting: texts that are accepted and not answered yet, of all requests; at least
+            `max_texts`.
         max_seconds: that the head of a request may take to arrive, from its first byte or the
             opening of the connection, and then its body. Where the head is late `serve` closes the
             connection; where the body is late the answer is 408.
@@ -35,6 +36,10 @@ class Limits:
         for name in ("max_texts", "max_body", "max_waiting"):
             check_number(name, getattr(self, name), 1)
         check_number("max_seconds", self.max_seconds, 0)
+        if self.max_waiting < self.max_texts:
+            raise CeeGymError(
+                f"max_waiting must be at least max_texts, {self.max_texts}, got {self.max_waiting}"
+            )
 
 
 class Guard:

@@ -145,8 +145,13 @@ class EarlyExitPipeline:
         Args:
             directory: files of these names in it are written over.
             name: for the card; by default that of the directory.
+
+        Raises:
+            CeeGymError: if it is the directory of a run, whose config.json would be lost.
         """
         directory = Path(directory)
+        if any(directory.glob("round-*")):
+            raise CeeGymError(f"{directory} is the directory of a run: save to one of its own")
         directory.mkdir(parents=True, exist_ok=True)
         with self._lock:
             save(
@@ -228,9 +233,11 @@ class EarlyExitPipeline:
         top_k: int | None = 1,
         progress_bar: bool = False,
     ) -> Iterator[Result]:
-        """Classifies texts as they come, in constant memory; results are in their order.
+        """Classifies texts in constant memory; results are in their order.
 
-        What cannot be classified gives `{"error": ...}` in its place, and the others go on.
+        16 batches are read ahead, to put texts of like length together: the first result comes
+        after as many texts, or at their end. What cannot be classified gives `{"error": ...}` in
+        its place, and the others go on.
 
         Args:
             texts: as for a call. A `CeeGymError` among them is passed on as such a result.

@@ -35,21 +35,20 @@ class Pool:
         batch_size: how many texts are enough. A batch goes on by itself while it has at least half
             as many.
         max_wait_ms: after how long in the pool a text goes before all that have been there for
-            less, in milliseconds; None for never.
+            less, in milliseconds.
 
     Raises:
         CeeGymError: if a number is out of range.
     """
 
     def __init__(
-        self, runtime: EarlyExitRuntime, *, batch_size: int = 32, max_wait_ms: float | None = None
+        self, runtime: EarlyExitRuntime, *, batch_size: int = 32, max_wait_ms: float = 1000.0
     ) -> None:
         check_number("batch_size", batch_size, 1)
-        if max_wait_ms is not None:
-            check_number("max_wait_ms", max_wait_ms, 0)
+        check_number("max_wait_ms", max_wait_ms, 0)
         self.runtime = runtime
         self._batch_size = batch_size
-        self._max_wait = None if max_wait_ms is None else max_wait_ms / 1000
+        self._max_wait = max_wait_ms / 1000
         # By the layers that have been run, from 0.
         self._waiting: list[list[_Group]] = [[] for _ in range(runtime.model.num_layers)]
         self._names: set[str] = set()
@@ -69,7 +68,8 @@ class Pool:
         call = _Call(len(lengths_of(inputs["attention_mask"].cpu().numpy())))
         owners = np.full(call.size, call, dtype=object)
         with self._lock:
-            self._names = self._names or set(inputs)
+            if not self._calls:
+                self._names = set(inputs)
             if self._names != set(inputs):
                 raise CeeGymError(
                     f"this batch has {', '.join(sorted(inputs))}, others in the pool have "
@@ -90,10 +90,13 @@ class Pool:
         return in_order(call.exits)
 
     def _leave(self, call: "_Call") -> None:
-        """Has another caller run what is next, if this one did."""
+        """Has another caller run what is next, if this one did; drops what nobody waits for."""
         with self._lock:
             was_running = call is self._calls[0]
             self._calls.remove(call)
+            if call.missing:
+                for depth, groups in enumerate(self._waiting):
+                    self._waiting[depth] = [g for g in groups if g.wanted_by(self._calls)]
             if was_running and self._calls:
                 self._calls[0].wake.set()
 
@@ -103,7 +106,7 @@ class Pool:
         since = {depth: min(group.since for group in self._waiting[depth]) for depth in depths}
         sizes = {depth: sum(group.size for group in self._waiting[depth]) for depth in depths}
         depth = min(depths, key=since.__getitem__)
-        if self._max_wait is None or time.monotonic() < since[depth] + self._max_wait:
+        if time.monotonic() < since[depth] + self._max_wait:
             enough = [depth for depth in depths if sizes[depth] >= self._batch_size]
             depth = max(enough or depths, key=lambda d: d if enough else sizes[d])
         groups: list[_Group] = []
@@ -115,11 +118,11 @@ class Pool:
 
     def _run(self) -> None:
         """Runs what is next on until too few are left."""
-        groups: list[_Group] = []
+        with self._lock:
+            groups = self._next()
         try:
-            with self._lock:
-                groups = self._next()
             group = _joined(groups, self.runtime) if len(groups) > 1 else groups[0]
+            groups = [group]
             if group.batch is None:
                 group.batch = self.runtime.start(group.inputs)
             while group.size:
@@ -129,7 +132,7 @@ class Pool:
                         self._waiting[group.batch.layer].append(group)
                     break
         except BaseException as error:
-            for call in {call for group in groups for call in group.owners}:
+            for call in {call for group in groups for call in group.owners[group.rows]}:
                 call.error = error
                 call.wake.set()
             if not isinstance(error, Exception):
@@ -153,8 +156,13 @@ class _Call:
     wake: Event = field(default_factory=Event)
 
     @property
+    def missing(self) -> int:
+        """How many texts have not left."""
+        return self.size - sum(len(rows) for _, rows, _ in self.exits)
+
+    @property
     def done(self) -> bool:
-        return self.error is not None or sum(len(rows) for _, rows, _ in self.exits) == self.size
+        return self.error is not None or not self.missing
 
 
 @dataclass(eq=False)
@@ -183,6 +191,10 @@ class _Group:
     @property
     def size(self) -> int:
         return len(self.rows)
+
+    def wanted_by(self, calls: list[_Call]) -> bool:
+        """Whether any of these waits for one of the texts."""
+        return any(call in calls for call in self.owners[self.rows])
 
     def hand_out(self, left: Left) -> None:
         """Gives texts that have left to the calls they are from."""

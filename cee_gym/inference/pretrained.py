@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from cee_gym.agents.at_alpha import AtAlpha, check_conditioned, for_budget
@@ -27,7 +26,7 @@ from cee_gym.errors import CeeGymError, first_line
 from cee_gym.evaluation.curve import evaluate, fixed_layers
 from cee_gym.inference.model_card import model_card
 from cee_gym.models.encoding import load_tokenizer
-from cee_gym.models.multi_exit import MultiExitConfig, MultiExitModel
+from cee_gym.models.multi_exit import MultiExitModel, load_model
 from cee_gym.returns import first_exit
 from cee_gym.training.run import newest_round
 
@@ -91,6 +90,8 @@ def load(
     """
     if alpha is not None and saved_layers is not None:
         raise CeeGymError("alpha and saved_layers both choose a speed: give only one")
+    if threshold is not None and saved_layers is not None:
+        raise CeeGymError("threshold and saved_layers both choose a speed: give only one")
     directory = _local(name_or_directory, revision)
     if any(directory.glob("round-*")):
         weights, agent_directory, measured = _of_run(directory)
@@ -104,35 +105,20 @@ def load(
     held = _at_speed(agent, alpha, saved_layers, measured)
     if held is not agent or threshold not in (None, stored):
         measured = replace(measured, evaluation=None)  # it was of another speed
+    if saved_layers is not None:
+        threshold = 0.5  # where the budget is kept
     threshold = stored if threshold is None else threshold
     return Pretrained(model, tokenizer, held, threshold, measured)
 
 
-def load_model(directory: Path) -> MultiExitModel:
-    """Reads a `MultiExitModel`, with all its weights.
+def weights_directory(name_or_directory: str | Path) -> Path:
+    """Where the model and its tokenizer are of all that `load` reads, or of a model alone.
 
     Raises:
-        CeeGymError: if there is none, or weights are missing.
+        CeeGymError: if there is no such directory, name or model of a run.
     """
-    try:
-        kind = json.loads((directory / "config.json").read_text())["model_type"]
-        if kind != MultiExitConfig.model_type:
-            raise CeeGymError(
-                f"the model at {directory} is of type {kind} and has no exits: give one that "
-                "cee-gym has trained"
-            )
-        found: Any = MultiExitModel.from_pretrained(
-            directory, use_safetensors=True, output_loading_info=True
-        )
-    except CeeGymError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CeeGymError(f"there is no model at {directory}: {first_line(error)}") from error
-    model, loaded = found
-    if missing := sorted(loaded["missing_keys"]):
-        raise CeeGymError(f"the model at {directory} is damaged: it has no {missing[0]}")
-    assert isinstance(model, MultiExitModel)
-    return model
+    directory = _local(name_or_directory, None)
+    return _of_run(directory)[0] if any(directory.glob("round-*")) else directory
 
 
 def save(pretrained: Pretrained, directory: Path, name: str) -> None:

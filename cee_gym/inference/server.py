@@ -47,6 +47,9 @@ def make_app(
 ) -> FastAPI:
     """The server as an ASGI application.
 
+    It answers while its lifespan runs, as ASGI servers have it. Starlette does not run that of a
+    mounted application: enter `app.router.lifespan_context(app)` in the lifespan of the outer one.
+
     Args:
         pipeline: what to serve.
         max_batch: texts run together.
@@ -65,10 +68,8 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.work = asyncio.create_task(service.batcher.work())
-        yield
-        app.state.work.cancel()
-        service.encoder.shutdown(wait=False, cancel_futures=True)
+        async with service.running():
+            yield
 
     app = FastAPI(
         title="cee-gym",
@@ -113,7 +114,7 @@ def make_app(
             (HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"),
             (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too many bytes or texts"),
             (HTTPStatus.UNPROCESSABLE_ENTITY, "not what is expected, or no such speed"),
-            (HTTPStatus.SERVICE_UNAVAILABLE, "too many texts are waiting: try again"),
+            (HTTPStatus.SERVICE_UNAVAILABLE, "too many texts are waiting, or nothing is running"),
         )
     }
 
@@ -132,15 +133,10 @@ def make_app(
     @app.get("/health", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Health}})
     async def health(response: Response) -> Health:
         """Whether requests are answered: 200 if so, 503 if not."""
-        status = "ok"
-        if service.draining:
-            status = "shutting down"
-        elif app.state.work.done():
-            status = "failed"
-        if status != "ok":
+        if service.status != "ok":
             response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return Health(
-            status=status,
+            status=service.status,
             model=weights,
             agent=pipeline.agent.name,
             layers=model.num_layers,

@@ -1,8 +1,9 @@
 """From a request to its predictions: the queue, the speeds, and what is counted on the way."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -44,14 +45,12 @@ class Metrics:
 
 
 class Service:
-    """Answers requests: encodes in one thread, runs the model in another.
+    """Answers requests: encodes in one thread, runs the model in another, while it is `running`.
 
     Attributes:
         metrics: what is counted.
-        batcher: its `work` must be running.
         waiting: texts that are accepted and not answered yet.
         draining: whether the server is about to stop.
-        encoder: the thread that encodes.
 
     Args:
         pipeline: answers at its own speed where a request asks for none.
@@ -76,26 +75,53 @@ class Service:
         self._agent = agent.agent if isinstance(agent, AtAlpha) else agent
         if self._agent is not agent and self._measured.recording is not None:
             self._measured = measure(agent, pipeline.threshold, self._measured)
+        self._max_batch, self._max_wait_ms = max_batch, max_wait_ms
         self._max_waiting = max_waiting
         self.metrics = Metrics(pipeline.model.num_layers)
-        self.batcher = Batcher(
-            self._run,
-            max_batch=max_batch,
-            max_wait_ms=max_wait_ms,
-            note_batch=self.metrics.batch_size.observe,
-        )
         self.waiting = 0
         self.draining = False
-        self.encoder = ThreadPoolExecutor(1, thread_name_prefix="cee-gym-encode")
         self._at = lru_cache(_SPEEDS)(self._at_speed)
+        self._work: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answers requests until the end of the block; afterwards it can be run again."""
+        self._batcher = Batcher(
+            self._run,
+            max_batch=self._max_batch,
+            max_wait_ms=self._max_wait_ms,
+            note_batch=self.metrics.batch_size.observe,
+        )
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="cee-gym-encode")
+        self._work = asyncio.create_task(self._batcher.work())
+        self.draining = False
+        try:
+            yield
+        finally:
+            self._work.cancel()
+            self._work = None
+            self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def status(self) -> str:
+        """`ok` while requests are answered; else `not started`, `failed` or `shutting down`."""
+        if self._work is None:
+            return "not started"
+        if self._work.done():
+            return "failed"
+        return "shutting down" if self.draining else "ok"
 
     async def predict(self, request: PredictRequest) -> list[Result]:
         """Waits for the predictions of a request.
 
         Raises:
             CeeGymError: if a text or the speed is refused.
-            HTTPException: if too many texts are waiting.
+            HTTPException: if too many texts are waiting, or it is not running.
         """
+        if (status := self.status) in ("not started", "failed"):
+            raise HTTPException(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"nothing is answered here: the server has {status}"
+            )
         count = len(request.texts)
         if self.waiting + count > self._max_waiting:
             raise HTTPException(
@@ -106,8 +132,8 @@ class Service:
         self.waiting += count
         try:
             loop = asyncio.get_running_loop()
-            encoded, pipeline = await loop.run_in_executor(self.encoder, self._prepare, request)
-            return await self.batcher.answer(encoded, pipeline)
+            encoded, pipeline = await loop.run_in_executor(self._encoder, self._prepare, request)
+            return await self._batcher.answer(encoded, pipeline)
         finally:
             self.waiting -= count
 
@@ -124,24 +150,27 @@ class Service:
             encoded.append(one)
         return encoded, self._pipeline if speed is None else self._at(*speed)
 
-    def _speed(self, alpha: float | None, saved_layers: float | None) -> tuple[float, float] | None:
-        """Alpha and threshold, where a request asks for another speed than the server's."""
+    def _speed(
+        self, alpha: float | None, saved_layers: float | None
+    ) -> tuple[float, float, float] | None:
+        """What `_at_speed` takes, where a request asks for another speed than the server's."""
         if alpha is None and saved_layers is None:
             return None
         if alpha is not None and saved_layers is not None:
             raise CeeGymError("alpha and saved_layers both choose a speed: give only one")
         check_conditioned(self._agent)
         if alpha is not None:
-            return alpha, 0.5
+            return alpha, 0.5, self._pipeline.threshold
         assert saved_layers is not None
         measured = self._measured
         held = at_budget(self._agent, saved_layers, measured.speeds, measured.calibration)
-        return held.alpha, held.threshold
+        return held.alpha, held.threshold, 0.5
 
-    def _at_speed(self, alpha: float, threshold: float) -> EarlyExitPipeline:
-        held = AtAlpha(self._agent, alpha, threshold)
+    def _at_speed(self, alpha: float, held_at: float, threshold: float) -> EarlyExitPipeline:
+        held = AtAlpha(self._agent, alpha, held_at)
         held.model = None  # it belongs to this model, which takes a while to find out
-        return EarlyExitPipeline(self._pipeline.model, self._pipeline.tokenizer, held)
+        model, tokenizer = self._pipeline.model, self._pipeline.tokenizer
+        return EarlyExitPipeline(model, tokenizer, held, threshold=threshold)
 
     def _run(self, pipeline: EarlyExitPipeline, encoded: Sequence[Encoded]) -> list[Result]:
         results = pipeline.run(encoded)

@@ -1,7 +1,7 @@
 """Transformers with an exit head at every layer."""
 
 from cee_gym.models.encoding import EncodedText, encode, load_tokenizer
-from cee_gym.models.multi_exit import MultiExitConfig, MultiExitModel, MultiExitOutput
+from cee_gym.models.multi_exit import MultiExitConfig, MultiExitModel, MultiExitOutput, load_model
 
 __all__ = [
     "EncodedText",
@@ -9,5 +9,6 @@ __all__ = [
     "MultiExitModel",
     "MultiExitOutput",
     "encode",
+    "load_model",
     "load_tokenizer",
 ]

@@ -5,6 +5,7 @@ one path that can stop after any layer.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -93,7 +94,8 @@ class MultiExitModel(PreTrainedModel):
     def __init__(self, config: MultiExitConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModel.from_config(config.backbone_config)
+            # Where it is left open transformers asks on the standard input whether to run code.
+            backbone = AutoModel.from_config(config.backbone_config, trust_remote_code=False)
         if hasattr(backbone, "pooler"):
             backbone.pooler = None  # ours replaces it
         self.backbone = backbone
@@ -260,6 +262,39 @@ class MultiExitModel(PreTrainedModel):
             exits.append(self.exit(hidden, number, inputs["attention_mask"]))
         states, logits = zip(*exits, strict=True)
         return MultiExitOutput(states=torch.stack(states, dim=1), logits=torch.stack(logits, dim=1))
+
+
+def load_model(
+    name_or_path: str | Path, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> MultiExitModel:
+    """Loads a `MultiExitModel`, with all its weights and from safetensors only.
+
+    Args:
+        name_or_path: a directory or a hub name.
+        dtype: of the weights; by default as they are stored.
+
+    Raises:
+        BackboneError: if there is none, or weights are missing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        if not isinstance(config, MultiExitConfig):
+            raise BackboneError(
+                f"the model at {name_or_path} is of type {config.model_type} and has no exits: "
+                "give one that cee-gym has trained"
+            )
+        found: Any = MultiExitModel.from_pretrained(
+            name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(f"there is no model at {name_or_path}: {first_line(error)}") from error
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):
+        raise BackboneError(f"the model at {name_or_path} is damaged: it has no {missing[0]}")
+    assert isinstance(model, MultiExitModel)
+    return model
 
 
 def _most_tokens(backbone: PreTrainedModel) -> int | None:

@@ -1,8 +1,9 @@
 """The settings of a recording and of a training run."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cee_gym.agents.presets import Preset
 from cee_gym.cost import CostModel
@@ -47,6 +48,26 @@ class FitConfig:
         check_number(f"{name}.batch_size", self.batch_size, 1)
         for setting in ("learning_rate", "weight_decay", "max_grad_norm"):
             check_number(f"{name}.{setting}", getattr(self, setting), 0)
+
+
+def refuse_changed(config: Any, names: Iterable[str], why: str) -> None:
+    """Refuses settings that differ from the usual ones where they would do nothing.
+
+    Args:
+        config: a dataclass whose settings all have a default.
+        names: of the settings.
+        why: what they are for, and what to do.
+
+    Raises:
+        CeeGymError: naming the setting and its value.
+    """
+    settings = {setting.name: setting for setting in fields(config)}
+    for name in names:
+        setting, value = settings[name], getattr(config, name)
+        made = setting.default_factory
+        usual = setting.default if made is MISSING else made()
+        if value != usual:
+            raise CeeGymError(f"{name} {value} is for {why}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,11 @@ class RecordConfig:
         if self.objective is not None and self.objective not in known:
             raise CeeGymError(f"objective must be one of {', '.join(known)}, got {self.objective}")
         self.warm_up.check("warm_up")
+        for name, way in (("folds", "cross_fit"), ("held_out", "held_out")):
+            if self.policy_data != way:
+                refuse_changed(
+                    self, [name], f"policy_data {way}: leave it out with {self.policy_data}"
+                )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
@@ -29,8 +28,8 @@ from cee_gym.agents.policy_agent import GradientAgent
 from cee_gym.collect import collect, start_trace, write_rows
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.observation import layout_of, width_of, write
-from cee_gym.errors import BackboneError, CeeGymError, first_line
-from cee_gym.models import MultiExitModel, MultiExitOutput
+from cee_gym.errors import CeeGymError
+from cee_gym.models import MultiExitModel, MultiExitOutput, load_model
 from cee_gym.recordings import open_split
 from cee_gym.reward import Reward, alpha_range
 from cee_gym.trace import read_out
@@ -162,7 +161,7 @@ def backbone_phase(
         _train_one(
             setup,
             models / name,
-            partial(load_model, before / name),
+            partial(load_model, before / name, torch.float32),
             [Stage(label, seed, objective_for(name, seed))],
             config.backbone,
             logger,
@@ -222,18 +221,6 @@ def _train_one(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def load_model(path: Path) -> MultiExitModel:
-    """Loads a model in float32.
-
-    Raises:
-        BackboneError: if there is none.
-    """
-    try:
-        return MultiExitModel.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BackboneError(f"there is no model at {path}: {first_line(error)}") from error
-
-
 def record(setup: Setup, models: Path, recording: Path) -> None:
     """Traces what the backbones do.
 
@@ -249,7 +236,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
     unfinished = recording.with_name(f"{recording.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
     shares = setup.partition
-    deployed = load_model(models / DEPLOYED).to(setup.accelerator.device)
+    deployed = load_model(models / DEPLOYED, torch.float32).to(setup.accelerator.device)
     for split, source, rows in (
         ("calibration", "train", shares.calibration),
         ("dev", "dev", None),
@@ -277,7 +264,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         for name in sorted(set(shares.traced_by)):
             model = deployed
             if name != DEPLOYED:
-                model = load_model(models / name).to(setup.accelerator.device)
+                model = load_model(models / name, torch.float32).to(setup.accelerator.device)
             positions = np.flatnonzero(np.array(shares.traced_by) == name)
             write_rows(writer, model, setup.text["train"], shares.policy, positions)
         writer.publish()

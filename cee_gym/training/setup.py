@@ -12,9 +12,15 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from cee_gym.errors import BackboneError, unreachable_backbone
-from cee_gym.models import EncodedText, MultiExitConfig, MultiExitModel, load_tokenizer
+from cee_gym.models import (
+    EncodedText,
+    MultiExitConfig,
+    MultiExitModel,
+    load_model,
+    load_tokenizer,
+)
 from cee_gym.tasks import Task, load_splits
-from cee_gym.training.config import RecordConfig, WarmUpObjective
+from cee_gym.training.config import RecordConfig, WarmUpObjective, refuse_changed
 from cee_gym.training.partition import Partition, partition
 
 OF_EXITS = ("pooler", "pooling", "max_tokens")  # settings that become part of the model
@@ -33,6 +39,7 @@ class Setup:
 
     Raises:
         BackboneError: if the backbone cannot be reached, or has exits other than those asked for.
+        CeeGymError: if it has exits and a warm-up was asked for.
     """
 
     task: Task
@@ -51,6 +58,9 @@ class Setup:
                     f"{self.backbone} keeps the exits it has, whose {name} is {value}: leave out "
                     f"{name} {asked}, or give an encoder without exits"
                 )
+        refuse_changed(
+            self.config, ["warm_up"], f"an encoder without exits: leave it out with {self.backbone}"
+        )
 
     @classmethod
     def load(cls, task: Task, backbone: str, data: str | None, config: RecordConfig) -> "Setup":
@@ -127,7 +137,7 @@ class Setup:
             BackboneError: if it cannot be loaded.
         """
         if self._exits is not None:
-            model = MultiExitModel.from_pretrained(self.backbone, dtype=torch.float32)
+            model = load_model(self.backbone, torch.float32)
             if model.num_labels != len(self.task.labels):
                 raise BackboneError(
                     f"{self.backbone} has exits for {model.num_labels} classes, but task "

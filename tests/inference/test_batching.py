@@ -27,7 +27,7 @@ class Echo:
         self.batches.append((speed, numbers))
         if 13 in numbers:
             raise RuntimeError("13")
-        return numbers
+        return numbers[:-1] if 14 in numbers else numbers
 
 
 async def run(
@@ -76,6 +76,24 @@ def test_only_what_is_at_fault_fails() -> None:
     assert (first, third) == ([1, 2], [5])
     assert isinstance(second, RuntimeError)
     assert echo.batches[0] == ("a", [1, 2, 3, 13, 4, 5])
+
+
+def test_a_wrong_number_of_answers_is_an_error_of_those_texts() -> None:
+    requests = [([text(14)], "a"), ([text(1)], "a"), ([text(2)], "b")]
+    first, *others = asyncio.run(run(Echo(), requests, 8, 50))
+    assert isinstance(first, ValueError)
+    assert others == [[1], [2]]
+
+
+def test_what_shares_a_request_with_what_failed_is_not_run_again() -> None:
+    echo = Echo()
+    requests = [([text(13), *(text(number) for number in range(9))], "a"), ([text(9)], "a")]
+    failed, other = asyncio.run(run(echo, requests, 16, 50))
+    assert isinstance(failed, RuntimeError)
+    assert other == [9]
+    assert echo.batches[:2] == [("a", [13, *range(10)]), ("a", [13])]
+    # The next may be on its way already when the request hears of the failure.
+    assert ("a", [8]) not in echo.batches
 
 
 def test_what_nobody_waits_for_is_not_run() -> None:

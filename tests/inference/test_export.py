@@ -227,6 +227,23 @@ def test_command(tmp_path: Path, tiny_tokenizer, capsys) -> None:
     assert "is not empty: export to a directory of its own" in capsys.readouterr().err
 
 
+def test_command_takes_the_newest_round_of_a_run(
+    tmp_path: Path, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "run" / "round-0"
+    small("bert").save_pretrained(here / "models" / "deployed")
+    tiny_tokenizer.save_pretrained(here / "models" / "deployed")
+    (here / "evaluation.json").write_text("{}")
+    config = {"recording": None, "metrics": ["accuracy"]}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    exported = []
+    monkeypatch.setattr(
+        "cee_gym.inference.export.export", lambda model, *_, **__: exported.append(model)
+    )
+    main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    assert [fingerprint(model) for model in exported] == [fingerprint(small("bert"))]
+
+
 @pytest.mark.slow  # the compiler takes most of a minute
 def test_compiled_layers_predict_the_same() -> None:
     config = MultiExitConfig(tiny_config("bert"), num_labels=NUM_LABELS)

@@ -255,11 +255,29 @@ def test_a_budget_is_met_without_the_recording(run, tmp_path, budget) -> None:
     assert "Not measured." in (tmp_path / "served" / "README.md").read_text()
 
 
+def test_a_budget_is_met_whatever_threshold_was_saved(run, tmp_path) -> None:
+    cautious = EarlyExitPipeline.from_pretrained(run, alpha=1.0, threshold=0.99)
+    cautious.save_pretrained(tmp_path / "saved")
+    served = EarlyExitPipeline.from_pretrained(tmp_path / "saved", saved_layers=0.3, device="cpu")
+    layers = [one["exit_layer"] for one in served(sentences(60, longest=12))]
+    assert 1 - np.mean(layers) / 3 >= 0.3
+
+
+def test_a_run_is_not_written_over(run) -> None:
+    config = (run / "config.json").read_text()
+    pipeline = EarlyExitPipeline.from_pretrained(run, alpha=1.0)
+    with pytest.raises(CeeGymError, match="is the directory of a run: save to one of its own"):
+        pipeline.save_pretrained(run)
+    assert (run / "config.json").read_text() == config
+
+
 def test_a_speed_that_is_not_to_be_had(run, pipeline, tmp_path) -> None:
     with pytest.raises(CeeGymError, match="has a speed for every alpha from 0 to 2"):
         EarlyExitPipeline.from_pretrained(run)
     with pytest.raises(CeeGymError, match="give only one"):
         EarlyExitPipeline.from_pretrained(run, alpha=0.1, saved_layers=0.1)
+    with pytest.raises(CeeGymError, match="threshold and saved_layers both"):
+        EarlyExitPipeline.from_pretrained(run, saved_layers=0.1, threshold=0.9)
     with pytest.raises(CeeGymError, match="not in the range"):
         EarlyExitPipeline.from_pretrained(run, alpha=9.0)
     EarlyExitPipeline.from_pretrained(run, alpha=1.0).save_pretrained(tmp_path / "saved")
@@ -320,6 +338,24 @@ def test_code_beside_the_weights_is_not_run_whoever_says_yes(
     (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(CeeGymError, match="no tokenizer at"):
+        EarlyExitPipeline.from_pretrained(saved)
+    assert not trace.exists()
+
+
+def test_code_that_a_backbone_names_is_not_run_whoever_says_yes(
+    pipeline, tmp_path, monkeypatch
+) -> None:
+    saved, trace = tmp_path / "saved", tmp_path / "it-ran"
+    pipeline.save_pretrained(saved)
+    file = saved / "config.json"
+    # Of a type that transformers knows, and has no model for.
+    theirs = {"model_type": "cee-gym-multi-exit", "auto_map": {"AutoModel": "theirs.Theirs"}}
+    config = json.loads(file.read_text())
+    config["backbone_config"] = {**theirs, "_name_or_path": str(saved)}
+    file.write_text(json.dumps(config))
+    (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CeeGymError, match="there is no model at"):
         EarlyExitPipeline.from_pretrained(saved)
     assert not trace.exists()
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from cee_gym.agents import FixedLayer
 from cee_gym.errors import CeeGymError
 from cee_gym.inference import EarlyExitRuntime, Exits, Pool
-from cee_gym.inference.pool import _Group
+from cee_gym.inference.pool import _Call, _Group
+from cee_gym.inference.runtime import Batch
+from cee_gym.returns import first_exit
 from tests.inference.test_runtime import (
     assert_as_said,
     clear_threshold,
@@ -49,7 +51,7 @@ def test_a_text_leaves_where_it_would_alone_whoever_calls(
     pool = Pool(
         EarlyExitRuntime(model, agent, threshold=threshold),
         batch_size=data.draw(st.integers(1, 12)),
-        max_wait_ms=data.draw(st.sampled_from([None, 0, 5])),
+        max_wait_ms=data.draw(st.sampled_from([0, 5, 1000])),
     )
     for _ in range(2):
         found = called_at_once(pool, [padded(model, [texts[i] for i in rows]) for rows in orders])
@@ -87,8 +89,8 @@ def test_what_is_left_of_batches_runs_together() -> None:
     assert len(sizes) == depth.max() + 1
 
 
-def group(pool: Pool, texts: int, since: float) -> _Group:
-    return _Group({}, np.empty(texts, dtype=object), np.arange(texts), since)
+def group(pool: Pool, texts: int, since: float, owner: _Call | None = None) -> _Group:
+    return _Group({}, np.full(texts, owner, dtype=object), np.arange(texts), since)
 
 
 @pytest.fixture
@@ -137,6 +139,49 @@ def test_what_fails_fails_for_its_own_call_and_the_rest_go_on(pool: Pool) -> Non
     assert pool(bad).exit_layer == [3]
 
 
+def test_a_failure_is_not_that_of_a_call_whose_texts_have_left() -> None:
+    """Two calls run together until the text of one leaves; that of the other goes on, and fails."""
+    model = make_model("bert")
+    agent = learned("reinforce", make_env(model.num_layers))
+    texts = many_texts()
+    scores = whole(model, agent, texts)[0]
+    threshold = clear_threshold(scores)
+    exits = first_exit(scores > threshold)
+    leaves, stays = texts[exits.argmin()], texts[exits.argmax()]
+    pool = Pool(EarlyExitRuntime(model, agent, threshold=threshold), batch_size=1)
+    calls = [_Call(1), _Call(1)]
+    group = _Group(padded(model, [leaves, stays]), np.array(calls), np.zeros(2, dtype=np.int64))
+    pool._waiting[0].append(group)
+
+    def fail(batch: Batch) -> Any:
+        if batch.layer:
+            raise RuntimeError("out of memory")
+        return EarlyExitRuntime.run_until_some_leave(pool.runtime, batch)
+
+    pool.runtime.run_until_some_leave = fail
+    with torch.inference_mode():
+        pool._run()
+    assert calls[0].done
+    assert calls[0].error is None
+    assert calls[1].error is not None
+
+
+def test_what_nobody_waits_for_any_more_is_not_run(pool: Pool) -> None:
+    """A caller that has gone leaves a text in the pool."""
+    gone, there = _Call(1), _Call(1)
+    pool._calls = [there, gone]
+    pool._waiting[1] = [group(pool, 1, 9.0, gone), group(pool, 1, 9.1, there)]
+    pool._leave(gone)
+    assert [left.owners for left in pool._waiting[1]] == [there]
+    assert pool._calls == [there]
+
+
+def test_what_others_must_give_is_forgotten_with_them(pool: Pool) -> None:
+    inputs = padded(pool.runtime.model, [[5, 6, 7], [5]])
+    pool({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    assert pool(inputs).exit_layer.tolist() == [3, 3]
+
+
 def test_a_runner_that_is_interrupted_does_not_leave_others_waiting(pool: Pool) -> None:
     inputs = padded(pool.runtime.model, [[5, 6, 7]])
 
@@ -156,7 +201,8 @@ def test_bad_input_is_refused_before_it_joins_others(pool: Pool) -> None:
     inputs = padded(pool.runtime.model, [[5, 6, 7], [5]])
     with pytest.raises(CeeGymError, match="padding on the right"):
         pool({**inputs, "attention_mask": inputs["attention_mask"].flip(1)})
-    pool(inputs)
+    pool._calls = [_Call(1)]  # another is in it
+    pool._names = set(inputs)
     with pytest.raises(CeeGymError, match=r"token_type_ids, .* take one tokenizer"):
         pool({**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     for numbers in ({"batch_size": 0}, {"max_wait_ms": -1}):

@@ -13,9 +13,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cee_gym.agents import Confidence, FixedLayer, Patience
+from cee_gym.agents import Confidence, FixedLayer, Patience, Reinforce
+from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent
 from cee_gym.cli import main
+from cee_gym.cli.profile import _agent
 from cee_gym.collect import collect, fingerprint
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv, LiveEarlyExitEnv
@@ -280,8 +282,12 @@ def saved(
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     agent = learned(Confidence(threshold=0.7), recording, "confidence")
-    agent.save(tmp_path / "run" / "round-0" / "agent")
-    (tmp_path / "run" / "round-0" / "evaluation.json").write_text("{}")
+    here = tmp_path / "run" / "round-0"
+    agent.save(here / "agent")
+    shutil.copytree(tmp_path / "model", here / "models" / "deployed")
+    (here / "evaluation.json").write_text("{}")
+    config = {"recording": None, "metrics": ["accuracy"]}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     return str(tmp_path / "model"), str(tmp_path / "run")
 
 
@@ -332,9 +338,59 @@ def test_command(
     assert env.metadata["deterministic"] is False
 
 
+FAST = ["--batch-sizes", "2", "8", "--lengths", "8", "32", "--seconds", "0"]
+
+
+def test_command_takes_what_predict_takes(
+    saved: tuple[str, str], recording: Path, splits: tuple[dict[str, Dataset], str], tmp_path: Path
+) -> None:
+    _, run = saved
+    output = tmp_path / "a" / "directory" / "costs.json"
+    given = ["--agent", run, "--trace", str(recording), "--data", splits[1]]
+    main(["profile", run, *FAST, *given, "--output", str(output)])
+    costs = CostModel.load(output)
+    assert costs.typical[0] == 2
+    assert np.isfinite(costs.layer_costs()).all()
+
+
+def test_command_holds_an_agent_at_a_price(
+    saved: tuple[str, str], recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = EarlyExitEnv(trace=recording, observe=("layer", "confidence", "alpha"), alpha=(0.0, 1.0))
+    family = Reinforce().learn(env, 100)
+    family.save(tmp_path / "family")
+    family.at(alpha=0.25).save(tmp_path / "held")
+    command = ["profile", saved[0], *FAST, "--output", str(tmp_path / "costs.json"), "--agent"]
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "family")])
+    assert "a speed for every alpha from 0 to 1: give --alpha" in capsys.readouterr().err
+    main([*command, str(tmp_path / "family"), "--alpha", "0.5"])
+    main([*command, str(tmp_path / "held")])
+    held = _agent(tmp_path / "held", 0.5)
+    assert isinstance(held, AtAlpha)
+    assert held.alpha == 0.5
+    assert isinstance(held.agent, Reinforce)
+
+
+def test_command_measures_nothing_that_it_cannot_write(
+    saved: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cee_gym.inference.profile.profile", pytest.fail)
+    (tmp_path / "file").touch()
+    for output, message in ((tmp_path, "is a directory"), (tmp_path / "file" / "x", "exists")):
+        with pytest.raises(SystemExit) as stop:
+            main(["profile", saved[0], *FAST, "--output", str(output)])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--alpha", "7"], "--alpha is what to hold an agent at: give --agent too"),
         (["--trace", "{recording}"], "give --agent too"),
         (["--data", "x"], "give --trace too"),
         (["--agent", "{model}"], "neither an agent nor a complete run at"),

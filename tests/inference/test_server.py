@@ -1,5 +1,6 @@
 """The server answers what the model says offline, refuses what it must, and loses nothing."""
 
+import asyncio
 import http.client
 import importlib
 import json
@@ -10,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from cee_gym.agents import Confidence, Reinforce
@@ -30,6 +33,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.inference.limits import Limits
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.inference.pretrained import Measured, Speed
+from cee_gym.inference.schemas import PredictRequest
 from cee_gym.inference.server import _Server, full_depth, make_app, serve
 from cee_gym.models import MultiExitModel
 from cee_gym.returns import first_exit
@@ -124,13 +128,19 @@ def test_concurrent_requests_share_a_batch(pipeline: Any) -> None:
 # The speed
 
 
-def test_a_speed_for_each_request(pipeline: Any, tmp_path: Path, tiny_data: Dataset) -> None:
+@pytest.fixture
+def family(tmp_path: Path) -> Reinforce:
+    """Knows every alpha from 0 to 1, at which it does not decide alike."""
     parts = ("layer", "confidence", "alpha")
     family = Reinforce().learn(env(tmp_path / "range", parts, (0.0, 1.0)), 100)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in family.policy.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return family
+
+
+def test_a_speed_for_each_request(pipeline: Any, family: Reinforce, tiny_data: Dataset) -> None:
     measured = Measured(speeds=(Speed(0.0, 0.5, 0.1), Speed(1.0, 0.5, 0.4)))
     held = EarlyExitPipeline(
         pipeline.model, pipeline.tokenizer, family.at(alpha=0.5), measured=measured
@@ -155,6 +165,27 @@ def test_a_speed_for_each_request(pipeline: Any, tmp_path: Path, tiny_data: Data
             refused = post(client, texts, **asked)
             assert refused.status_code == 422
             assert message in refused.json()["detail"]
+
+
+def test_a_request_for_an_alpha_keeps_the_threshold_and_one_for_a_share_does_not(
+    pipeline: Any, family: Reinforce, tiny_data: Dataset
+) -> None:
+    texts = list(tiny_data["text"])
+    measured = Measured(speeds=(Speed(0.0, 0.5, 0.1),))
+
+    def at(threshold: float) -> EarlyExitPipeline:
+        model, tokenizer, agent = pipeline.model, pipeline.tokenizer, family.at(alpha=0.0)
+        return EarlyExitPipeline(model, tokenizer, agent, threshold=threshold, measured=measured)
+
+    careful, plain = (
+        [(one["label"], one["score"], one["exit_layer"]) for one in at(threshold)(texts)]
+        for threshold in (0.9, 0.5)
+    )
+    assert careful != plain
+    with client_of(at(0.9)) as client:
+        assert_answers(post(client, texts), careful)
+        assert_answers(post(client, texts, alpha=0.0), careful)
+        assert_answers(post(client, texts, saved_layers=0.1), plain)
 
 
 def test_what_a_run_saves_is_measured_when_it_is_served(
@@ -275,7 +306,7 @@ def test_more_than_may_wait_is_turned_away(pipeline: Any) -> None:
         return run(encoded)
 
     pipeline.run = wait
-    limits = Limits(max_waiting=3)
+    limits = Limits(max_texts=3, max_waiting=3)
     with client_of(pipeline, limits=limits) as client, ThreadPoolExecutor(1) as threads:
         accepted = threads.submit(post, client, ["a cat", "a dog"])
         assert begun.wait(timeout=20)
@@ -300,6 +331,59 @@ def test_settings_out_of_range_are_refused(pipeline: Any, settings: dict[str, An
         Limits(max_body=0)
     with pytest.raises(CeeGymError, match="max_seconds must be at least 0, got inf"):
         Limits(max_seconds=float("inf"))
+    with pytest.raises(CeeGymError, match="max_waiting must be at least max_texts, 64, got 4"):
+        Limits(max_waiting=4)
+
+
+# Where nothing is running
+
+
+def assert_refuses(client: TestClient, status: str) -> None:
+    health = client.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, status)
+    refused = post(client, ["a cat"])
+    assert refused.status_code == 503
+    assert refused.json()["detail"] == f"nothing is answered here: the server has {status}"
+
+
+def test_without_its_lifespan_it_refuses(pipeline: Any) -> None:
+    app = make_app(pipeline)
+    assert_refuses(TestClient(app), "not started")  # entering it would run the lifespan
+
+    @asynccontextmanager
+    async def lifespan(outer: FastAPI) -> AsyncIterator[None]:
+        async with app.router.lifespan_context(app):
+            yield
+
+    outer = FastAPI(lifespan=lifespan)
+    outer.mount("/inner", app)
+    with TestClient(outer) as client:
+        assert client.post("/inner/predict", json={"texts": ["a cat"]}).status_code == 200
+
+
+def test_it_can_be_started_again(pipeline: Any) -> None:
+    app = make_app(pipeline)
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert client.get("/health").status_code == 200
+            assert_answers(post(client, ["a cat"]), offline(pipeline, ["a cat"]))
+        app.state.service.draining = True  # as when the process is told to stop
+    assert_refuses(TestClient(app), "not started")
+
+
+def test_it_refuses_once_its_work_has_ended(pipeline: Any) -> None:
+    service = make_app(pipeline).state.service
+
+    async def ask() -> None:
+        async with service.running():
+            assert service.status == "ok"
+            service._work.cancel()
+            await asyncio.sleep(0)
+            assert service.status == "failed"
+            with pytest.raises(HTTPException, match="503: nothing is answered here: the server"):
+                await asyncio.wait_for(service.predict(PredictRequest(texts=["a cat"])), 5)
+
+    asyncio.run(ask())
 
 
 # What it says about itself

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -17,7 +17,7 @@ from transformers import (
 
 from cee_gym import MultiExitModel
 from cee_gym.errors import BackboneError
-from cee_gym.models import MultiExitConfig, MultiExitOutput
+from cee_gym.models import MultiExitConfig, MultiExitOutput, load_model
 
 LABELS = ("no", "maybe", "yes")
 HAVE_POOLERS = ("bert", "roberta", "albert", "albert-2-groups")
@@ -387,6 +387,21 @@ def test_damaged_weights(tmp_path: Path, tiny_model: MultiExitModel, keep: int) 
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     assert f"backbone {tmp_path} cannot be loaded" in refusal(str(tmp_path))
+
+
+def test_pickled_or_missing_weights_are_refused(tmp_path: Path, tiny_model: MultiExitModel) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    assert load_model(tmp_path, torch.float16).dtype == torch.float16
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    del weights["heads.1.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"is damaged: it has no heads\.1\.weight"):
+        load_model(tmp_path)
+    file.unlink()
+    with pytest.raises(BackboneError, match="there is no model at"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

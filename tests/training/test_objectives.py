@@ -9,9 +9,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 from cee_gym.collect import fingerprint
 from cee_gym.errors import BackboneError
+from cee_gym.models import load_model
 from cee_gym.training import fit, phases
 from cee_gym.training.config import FitConfig, RecordConfig
-from cee_gym.training.phases import load_model, record, warm_up
+from cee_gym.training.phases import record, warm_up
 from cee_gym.training.setup import Setup
 
 # 76 rows, and 38 in each of two folds: an odd number of steps in an epoch, so that the second epoch

@@ -16,13 +16,13 @@ from cee_gym.agents.base import load_agent
 from cee_gym.collect import fingerprint
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
-from cee_gym.models import MultiExitModel
+from cee_gym.models import MultiExitModel, load_model
 from cee_gym.recordings import open_split
 from cee_gym.tasks import get_task
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
 from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
-from cee_gym.training.phases import load_model, record, warm_up
+from cee_gym.training.phases import record, warm_up
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
 from tests.traces import write_recording
@@ -195,6 +195,14 @@ def test_settings_out_of_range_are_refused(make) -> None:
         make()
 
 
+def test_settings_of_another_way_to_policy_data_are_refused() -> None:
+    with pytest.raises(CeeGymError, match="folds 4 is for policy_data cross_fit: leave it out"):
+        RecordConfig(policy_data="fitted", folds=4)
+    with pytest.raises(CeeGymError, match=r"held_out 0\.2 is for policy_data held_out"):
+        RecordConfig(held_out=0.2)
+    assert RecordConfig(policy_data="held_out", held_out=0.2).folds == 3
+
+
 @pytest.mark.parametrize("loss", ["sampled", "expected"])
 @pytest.mark.parametrize("memorized", ["once", "each_round"])
 def test_every_option_of_the_rounds_runs_and_moves_the_backbone(
@@ -282,7 +290,10 @@ def test_the_cross_fitted_trace_is_what_each_fold_gives_on_its_rows(setup, tmp_p
 
 def test_a_multi_exit_backbone_keeps_its_heads(setup, tmp_path) -> None:
     warm_up(setup, tmp_path / "models")
-    again = replace(setup, backbone=str(tmp_path / "models" / "deployed"))
+    backbone = str(tmp_path / "models" / "deployed")
+    with pytest.raises(CeeGymError, match=r"warm_up .* is for an encoder without exits"):
+        replace(setup, backbone=backbone)
+    again = replace(setup, backbone=backbone, config=replace(setup.config, warm_up=FitConfig()))
     warm_up(again, tmp_path / "copies")
     first, second = (
         MultiExitModel.from_pretrained(tmp_path / d / "deployed") for d in ("models", "copies")
