@@ -94,7 +94,7 @@ class Guard:
         try:
             await self._app(scope, receive_some, send_noting)
         finally:
-            if scope["path"] == "/predict":
+            if scope["path"].endswith("/predict"):  # it may be mounted below another path
                 self._service.metrics.requests.labels(str(status)).inc()
                 self._service.metrics.seconds.observe(time.perf_counter() - start)
 
