@@ -168,14 +168,29 @@ def for_budget(agent: Agent, saved_layers: float, calibration: ExitTable) -> AtA
     return AtAlpha(agent, high, chosen_on=trace.fingerprint)
 
 
+def is_conditioned(agent: Agent) -> bool:
+    """Whether it learned at every price of a range."""
+    low, high = agent.alpha_range
+    return "alpha" in agent.layout and low < high
+
+
+def lacks_a_speed(agent: Agent) -> bool:
+    """Whether it has a speed for every price, and is held at none."""
+    return is_conditioned(agent) and not isinstance(agent, AtAlpha)
+
+
+def let_go(agent: Agent) -> Agent:
+    """What an agent was before it was held at a price; itself where it is not."""
+    return agent.agent if isinstance(agent, AtAlpha) else agent
+
+
 def check_conditioned(agent: Agent) -> None:
     """Refuses an agent that did not learn at every price.
 
     Raises:
         CeeGymError: saying what to do.
     """
-    low, high = agent.alpha_range
-    if "alpha" not in agent.layout or low == high:
+    if not is_conditioned(agent):
         raise CeeGymError(
             f"this {agent.name} agent knows one speed: to choose it afterwards, train it on "
             "observations with 'alpha' and a range of alpha, such as --alpha 0 0.1"

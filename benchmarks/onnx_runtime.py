@@ -8,15 +8,7 @@ anything is timed.
 
 Full depth is one graph of all layers and the last exit head, early exit one graph a layer; both
 come from the same export and run with the same settings and threads, in float32 and in 8-bit
-integers. All sides get the same batches of dev texts, sorted by length and padded to the longest of
-each, and are timed from token ids on the host to predictions on the host, heads and policy
-included. All sides take their turn at every 16 batches, in random order, round after round: a side
-finds its weights in the cache as it does in use, and what disturbs the machine for a while disturbs
-all. Of each batch and side the median over rounds counts. CPU time is that of the one thread that
-works: it says what wall time would be if no other process had disturbed.
-
-`layer_speedup` counts the layers of every text alike. Where longer texts leave later, the share of
-the work that is saved is smaller; `token_layer_speedup` counts the layers of every token.
+integers. How they are timed, and what the figures are called, stands in `runtime.py`.
 """
 
 from collections.abc import Callable
@@ -31,10 +23,8 @@ import onnxruntime
 import torch
 import tyro
 from common import write
-from runtime import ALPHA, LAYER_SPEEDUPS, Batches, Inputs, at_speed, in_turn, some_batches
+from runtime import LAYER_SPEEDUPS, Batches, Inputs, confidence_at_speeds, in_turn, some_batches
 
-from cee_gym.agents import Confidence
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitRuntime, Exits
 from cee_gym.inference.export import export, export_full_depth
 from cee_gym.inference.onnx_runtime import OnnxRuntime
@@ -72,13 +62,8 @@ def main(args: Args) -> None:
     text = load_splits(get_task(args.task), str(args.data))["dev"]
     model = load_model(args.model).eval()
     encoded = EncodedText(text, load_tokenizer(str(args.model)), model.config.max_tokens)
-    calibration, dev = (
-        EarlyExitEnv(trace=str(args.recording), split=split, alpha=ALPHA, observe=("confidence",))
-        for split in ("calibration", "dev")
-    )
-    agent = Confidence().learn(calibration)
-    scores = agent.exit_probabilities(calibration.observations)
-    thresholds = [at_speed(calibration.table.trace, scores, wanted) for wanted in LAYER_SPEEDUPS]
+    dev = open_split(args.recording, "dev")
+    agent, thresholds = confidence_at_speeds(args.recording)
     # Of each, early exit at every threshold, and full depth.
     numbers: dict[str, tuple[list[OnnxRuntime], Callable[[Inputs], Any]]] = {}
     with TemporaryDirectory() as directory:
@@ -90,12 +75,12 @@ def main(args: Args) -> None:
     torch_runtimes = [EarlyExitRuntime(model, agent, threshold=value) for value in thresholds]
     results = {
         "task": args.task,
-        "backbone": open_split(args.recording, "dev").header["backbone"],
+        "backbone": dev.header["backbone"],
         "onnxruntime": version("onnxruntime"),
         "layers": model.num_layers,
         "dev_texts": len(encoded),
         "mean_tokens": float(encoded.lengths.mean()),
-        "trace": dev.table.trace.fingerprint,
+        "trace": dev.fingerprint,
         "wanted_per_layer_speedup": WANTED,
         "agreement_on_dev": agreement(torch_runtimes, numbers, encoded, thresholds),
         "batch_sizes": [

@@ -23,10 +23,8 @@ import numpy as np
 import torch
 import tyro
 from common import write
-from runtime import ALPHA, LAYER_SPEEDUPS, at_speed, full_depth, some_batches
+from runtime import confidence_at_speeds, full_depth, some_batches
 
-from cee_gym.agents import Confidence
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitRuntime, Pool
 from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
 from cee_gym.tasks import get_task, load_splits
@@ -59,12 +57,7 @@ def main(args: Args) -> None:
     text = load_splits(get_task(args.task), str(args.data))["dev"]
     model = load_model(args.model).eval()
     encoded = EncodedText(text, load_tokenizer(str(args.model)), model.config.max_tokens)
-    calibration = EarlyExitEnv(
-        trace=str(args.recording), split="calibration", alpha=ALPHA, observe=("confidence",)
-    )
-    agent = Confidence().learn(calibration)
-    scores = agent.exit_probabilities(calibration.observations)
-    thresholds = [at_speed(calibration.table.trace, scores, wanted) for wanted in LAYER_SPEEDUPS]
+    agent, thresholds = confidence_at_speeds(args.recording)
     runs = []
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
         if device == "cpu":

@@ -156,6 +156,16 @@ def at_speed(calibration: Trace, scores: npt.NDArray[np.float32], wanted: float)
     return best.threshold
 
 
+def confidence_at_speeds(recording: Path) -> tuple[Agent, list[float]]:
+    """The confidence rule, and its thresholds for both layer speed-ups."""
+    env = EarlyExitEnv(
+        trace=str(recording), split="calibration", alpha=ALPHA, observe=("confidence",)
+    )
+    agent = Confidence().learn(env)
+    scores = agent.exit_probabilities(env.observations)
+    return agent, [at_speed(env.table.trace, scores, wanted) for wanted in LAYER_SPEEDUPS]
+
+
 def some_batches(text: EncodedText, batch_size: int, texts: int) -> Batches:
     """Batches of like length, evenly from the longest to the shortest."""
     every = list(text.batches(np.arange(len(text)), batch_size))

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 import tyro
 from common import write
+from runtime import at_speed
 
 from cee_gym.agents import Confidence
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.evaluation.curve import accuracy_speed_curve
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded
 from cee_gym.inference.server import full_depth
 from cee_gym.models import load_model, load_tokenizer
@@ -144,11 +144,9 @@ def make_pipeline(args: Args) -> EarlyExitPipeline:
         if split == "train":
             agent.learn(env)
     scores = agent.exit_probabilities(env.observations)
-    curve = accuracy_speed_curve(env.table.trace, scores, most_points=1000)
-    best = min(curve[1:], key=lambda point: abs(point.layer_speedup - LAYER_SPEEDUP))
-    assert best.threshold is not None
+    threshold = at_speed(env.table.trace, scores, LAYER_SPEEDUP)
     tokenizer = load_tokenizer(str(args.model))
-    return EarlyExitPipeline(load_model(args.model), tokenizer, agent, threshold=best.threshold)
+    return EarlyExitPipeline(load_model(args.model), tokenizer, agent, threshold=threshold)
 
 
 def text_of(row: dict[str, Any]) -> Any:

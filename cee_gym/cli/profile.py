@@ -10,7 +10,7 @@ import tyro
 from cee_gym.cli.arguments import quiet_transformers, task_named
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
-from cee_gym.training.run import newest_round
+from cee_gym.training.run import is_run, newest_round
 
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent
@@ -116,14 +116,14 @@ def _put(model: "MultiExitModel", device: str | None) -> None:
 
 def _agent(path: Path, alpha: float | None) -> "Agent":
     """The agent, held at this price of a layer where one is given."""
-    from cee_gym.agents.at_alpha import AtAlpha
+    from cee_gym.agents.at_alpha import lacks_a_speed, let_go
     from cee_gym.agents.base import load_agent
 
     agent = load_agent(_agent_directory(path))
-    low, high = agent.alpha_range
     if alpha is not None:
-        return (agent.agent if isinstance(agent, AtAlpha) else agent).at(alpha=alpha)
-    if "alpha" in agent.layout and low < high and not isinstance(agent, AtAlpha):
+        return let_go(agent).at(alpha=alpha)
+    if lacks_a_speed(agent):
+        low, high = agent.alpha_range
         raise CeeGymError(
             f"this {agent.name} agent has a speed for every alpha from {low:g} to {high:g}: give "
             "--alpha"
@@ -135,7 +135,7 @@ def _agent_directory(path: Path) -> Path:
     """That of an agent, or of the one of a run's last complete round."""
     if (path / "agent.json").exists():
         return path
-    if not any(path.glob("round-*")):
+    if not is_run(path):
         raise CeeGymError(f"there is neither an agent nor a complete run at {path}")
     return newest_round(path) / "agent"
 

@@ -21,6 +21,7 @@ from cee_gym.inference.pretrained import Measured, Pretrained, load, save
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.models.multi_exit import MultiExitModel
 from cee_gym.tasks import get_task, task_names
+from cee_gym.training.run import is_run
 
 # A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
 Text = str | Mapping[str, Any]
@@ -150,7 +151,7 @@ class EarlyExitPipeline:
             CeeGymError: if it is the directory of a run, whose config.json would be lost.
         """
         directory = Path(directory)
-        if any(directory.glob("round-*")):
+        if is_run(directory):
             raise CeeGymError(f"{directory} is the directory of a run: save to one of its own")
         directory.mkdir(parents=True, exist_ok=True)
         with self._lock:

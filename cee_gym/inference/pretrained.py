@@ -18,7 +18,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedTokenizerBase
 
-from cee_gym.agents.at_alpha import AtAlpha, check_conditioned, for_budget
+from cee_gym.agents.at_alpha import (
+    AtAlpha,
+    check_conditioned,
+    for_budget,
+    lacks_a_speed,
+    let_go,
+)
 from cee_gym.agents.base import Agent, Floats, load_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.table import ExitTable
@@ -28,7 +34,7 @@ from cee_gym.inference.model_card import model_card
 from cee_gym.models.encoding import load_tokenizer
 from cee_gym.models.multi_exit import MultiExitModel, load_model
 from cee_gym.returns import first_exit
-from cee_gym.training.run import newest_round
+from cee_gym.training.run import is_run, newest_round
 
 VERSION = 1
 _SPEEDS = 33  # prices at which the saving of layers is written down
@@ -93,7 +99,7 @@ def load(
     if threshold is not None and saved_layers is not None:
         raise CeeGymError("threshold and saved_layers both choose a speed: give only one")
     directory = _local(name_or_directory, revision)
-    if any(directory.glob("round-*")):
+    if is_run(directory):
         weights, agent_directory, measured = _of_run(directory)
         stored = 0.5
     else:
@@ -118,7 +124,7 @@ def weights_directory(name_or_directory: str | Path) -> Path:
         CeeGymError: if there is no such directory, name or model of a run.
     """
     directory = _local(name_or_directory, None)
-    return _of_run(directory)[0] if any(directory.glob("round-*")) else directory
+    return _of_run(directory)[0] if is_run(directory) else directory
 
 
 def save(pretrained: Pretrained, directory: Path, name: str) -> None:
@@ -252,15 +258,15 @@ def _read(file: Path) -> tuple[float, Measured]:
 def _at_speed(
     agent: Agent, alpha: float | None, saved_layers: float | None, measured: Measured
 ) -> Agent:
-    whole = agent.agent if isinstance(agent, AtAlpha) else agent
+    whole = let_go(agent)
     if alpha is not None:
         return whole.at(alpha=alpha)
     if saved_layers is not None:
         if measured.recording is not None:
             return for_budget(whole, saved_layers, _table(whole, measured, "calibration"))
         return at_budget(whole, saved_layers, measured.speeds, measured.calibration)
-    low, high = agent.alpha_range
-    if agent is whole and "alpha" in agent.layout and low < high:
+    if lacks_a_speed(agent):
+        low, high = agent.alpha_range
         raise CeeGymError(
             f"this {agent.name} agent has a speed for every alpha from {low:g} to {high:g}: give "
             "an alpha, or the share of saved layers"

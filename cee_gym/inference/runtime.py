@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cee_gym.agents.at_alpha import AtAlpha
+from cee_gym.agents.at_alpha import lacks_a_speed
 from cee_gym.agents.base import Agent, check_layout, check_model
 from cee_gym.collect import fingerprint
 from cee_gym.envs.observation import layout_of
@@ -77,8 +77,7 @@ class EarlyExitRuntime:
         if agent.model is not None:
             weights = fingerprint(model) if isinstance(model, MultiExitModel) else model.fingerprint
             check_model(agent, weights)
-        low, high = agent.alpha_range
-        if "alpha" in layout and low < high and not isinstance(agent, AtAlpha):
+        if lacks_a_speed(agent):
             raise CeeGymError(
                 f"this {agent.name} agent has a speed for every alpha: hold it at one by "
                 "agent.at(alpha=...) or agent.for_budget(saved_layers=...)"

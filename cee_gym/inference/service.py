@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 
-from cee_gym.agents.at_alpha import AtAlpha, check_conditioned
+from cee_gym.agents.at_alpha import AtAlpha, check_conditioned, let_go
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.inference.batching import Batcher
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded, Result
@@ -72,7 +72,7 @@ class Service:
         self._pipeline = pipeline
         agent, self._measured = pipeline.agent, pipeline.measured or Measured()
         # Whole: what one is held at would stand beside what a request asks for.
-        self._agent = agent.agent if isinstance(agent, AtAlpha) else agent
+        self._agent = let_go(agent)
         if self._agent is not agent and self._measured.recording is not None:
             self._measured = measure(agent, pipeline.threshold, self._measured)
         self._max_batch, self._max_wait_ms = max_batch, max_wait_ms

@@ -5,6 +5,11 @@ from pathlib import Path
 from cee_gym.errors import CeeGymError
 
 
+def is_run(directory: Path) -> bool:
+    """Whether it is the directory of a run, rather than of a model or an agent."""
+    return any(directory.glob("round-*"))
+
+
 def newest_round(run: Path) -> Path:
     """The directory of the newest complete round of a run.
 

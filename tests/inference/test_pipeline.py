@@ -326,26 +326,32 @@ def test_what_is_no_pipeline_is_refused_in_one_line(pipeline, tmp_path) -> None:
         EarlyExitPipeline.from_pretrained("nobody/nothing")
 
 
+def assert_their_code_is_not_run(saved: Path, monkeypatch, message: str) -> None:
+    """A directory whose configuration names code is refused, whoever says yes."""
+    trace = saved.parent / "it-ran"
+    (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CeeGymError, match=message):
+        EarlyExitPipeline.from_pretrained(saved)
+    assert not trace.exists()
+
+
 def test_code_beside_the_weights_is_not_run_whoever_says_yes(
     pipeline, tmp_path, monkeypatch
 ) -> None:
-    saved, trace = tmp_path / "saved", tmp_path / "it-ran"
+    saved = tmp_path / "saved"
     pipeline.save_pretrained(saved)
     file = saved / "tokenizer_config.json"
     config = json.loads(file.read_text()) | {"tokenizer_class": "Theirs"}
     config["auto_map"] = {"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]}
     file.write_text(json.dumps(config))
-    (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(CeeGymError, match="no tokenizer at"):
-        EarlyExitPipeline.from_pretrained(saved)
-    assert not trace.exists()
+    assert_their_code_is_not_run(saved, monkeypatch, "no tokenizer at")
 
 
 def test_code_that_a_backbone_names_is_not_run_whoever_says_yes(
     pipeline, tmp_path, monkeypatch
 ) -> None:
-    saved, trace = tmp_path / "saved", tmp_path / "it-ran"
+    saved = tmp_path / "saved"
     pipeline.save_pretrained(saved)
     file = saved / "config.json"
     # Of a type that transformers knows, and has no model for.
@@ -353,11 +359,7 @@ def test_code_that_a_backbone_names_is_not_run_whoever_says_yes(
     config = json.loads(file.read_text())
     config["backbone_config"] = {**theirs, "_name_or_path": str(saved)}
     file.write_text(json.dumps(config))
-    (saved / "theirs.py").write_text(f"open({str(trace)!r}, 'w')\nclass Theirs: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(CeeGymError, match="there is no model at"):
-        EarlyExitPipeline.from_pretrained(saved)
-    assert not trace.exists()
+    assert_their_code_is_not_run(saved, monkeypatch, "there is no model at")
 
 
 def test_a_run_on_a_recording_without_weights_says_so(run) -> None:
