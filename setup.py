@@ -37,12 +37,17 @@ setup(
     packages=[
         "cee_gym",
         "cee_gym.agents",
+        "cee_gym.backbones",
         "cee_gym.cli",
         "cee_gym.envs",
         "cee_gym.evaluation",
+        "cee_gym.exits",
         "cee_gym.inference",
-        "cee_gym.models",
+        "cee_gym.onnx",
+        "cee_gym.policies",
+        "cee_gym.serving",
         "cee_gym.tasks",
+        "cee_gym.traces",
         "cee_gym.training",
     ],
     # The folders beside cee_gym/ are its subpackages; the two links inside it only serve a

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cee_gym.agents.longstaff_schwartz import LongstaffSchwartz
     from cee_gym.agents.ppo import PPO
     from cee_gym.agents.reinforce import Reinforce
-    from cee_gym.agents.rules import (
+    from cee_gym.agents.sb3_agent import SB3Agent
+    from cee_gym.policies.rules import (
         PCEE,
         Confidence,
         Entropy,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         RandomExit,
         Saturation,
     )
-    from cee_gym.agents.sb3_agent import SB3Agent
 
 # By command-line name.
 AGENTS = {
@@ -32,15 +32,15 @@ AGENTS = {
     "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
     "constrained": "cee_gym.agents.constrained:Constrained",
     "longstaff-schwartz": "cee_gym.agents.longstaff_schwartz:LongstaffSchwartz",
-    "confidence": "cee_gym.agents.rules:Confidence",
-    "entropy": "cee_gym.agents.rules:Entropy",
-    "patience": "cee_gym.agents.rules:Patience",
-    "pcee": "cee_gym.agents.rules:PCEE",
-    "saturation": "cee_gym.agents.rules:Saturation",
+    "confidence": "cee_gym.policies.rules:Confidence",
+    "entropy": "cee_gym.policies.rules:Entropy",
+    "patience": "cee_gym.policies.rules:Patience",
+    "pcee": "cee_gym.policies.rules:PCEE",
+    "saturation": "cee_gym.policies.rules:Saturation",
     "learning-to-exit": "cee_gym.agents.learning_to_exit:LearningToExit",
     "cat": "cee_gym.agents.cat:CAT",
-    "fixed-layer": "cee_gym.agents.rules:FixedLayer",
-    "random": "cee_gym.agents.rules:RandomExit",
+    "fixed-layer": "cee_gym.policies.rules:FixedLayer",
+    "random": "cee_gym.policies.rules:RandomExit",
 }
 
 _WHERE = {
@@ -92,4 +92,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"cee_gym.agents.{_WHERE[name]}"), name)
+    folder = "policies" if _WHERE[name] == "rules" else "agents"
+    return getattr(import_module(f"cee_gym.{folder}.{_WHERE[name]}"), name)

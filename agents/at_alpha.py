@@ -18,9 +18,9 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats, check_layout
-from cee_gym.agents.rules import graded, ungraded
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.policies.rules import graded, ungraded
+from cee_gym.problem import ExitTable
 from cee_gym.returns import first_exit
 
 _HALVINGS = 12

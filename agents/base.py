@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents import AGENTS
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, did_you_mean, first_line
+from cee_gym.problem import ExitTable
 
 if TYPE_CHECKING:
     from cee_gym.agents.at_alpha import AtAlpha

@@ -20,10 +20,10 @@ from torch.nn.functional import softplus
 
 from cee_gym.agents.base import AnyEnv, table_of
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.networks import log_exit_distribution
 from cee_gym.agents.policy_agent import PerLayerAgent, TableBatches
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.policies.networks import log_exit_distribution
+from cee_gym.problem import ExitTable
 
 
 class CAT(PerLayerAgent):

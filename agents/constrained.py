@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 
 from cee_gym.agents.expected_return import ExpectedReturn
-from cee_gym.agents.networks import log_exit_distribution
 from cee_gym.agents.policy_agent import Step
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import check_number
+from cee_gym.policies.networks import log_exit_distribution
+from cee_gym.problem import ExitTable
 from cee_gym.returns import first_exit
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from cee_gym.agents.networks import log_exit_distribution
 from cee_gym.agents.policy_agent import GradientAgent, Step
+from cee_gym.policies.networks import log_exit_distribution
 
 
 class ExpectedReturn(GradientAgent):

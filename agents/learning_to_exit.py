@@ -20,8 +20,8 @@ from scipy.special import expit
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import AnyEnv, Floats, table_of
-from cee_gym.agents.rules import Rule, graded
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.policies.rules import Rule, graded
 
 
 class LearningToExit(Rule):

@@ -14,9 +14,9 @@ from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats, table_of
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.policies.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
+from cee_gym.problem import ExitTable
 from cee_gym.returns import first_exit
 
 Start = Literal["equally_likely", "confidence"]

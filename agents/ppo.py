@@ -45,11 +45,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 from cee_gym.agents.base import AnyEnv, Floats, table_of
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.networks import PerLayerPolicy
 from cee_gym.agents.policy_agent import PerLayerAgent, Start
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.policies.networks import PerLayerPolicy
+from cee_gym.problem import ExitTable
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 

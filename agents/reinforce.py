@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from cee_gym.agents.base import AnyEnv
-from cee_gym.agents.networks import PerLayerPolicy, log_exit_distribution
 from cee_gym.agents.policy_agent import GradientAgent, Played, Step
 from cee_gym.agents.rollouts import play
 from cee_gym.errors import CeeGymError
+from cee_gym.policies.networks import PerLayerPolicy, log_exit_distribution
 
 Baseline = Literal["leave_one_out", "mean"]
 

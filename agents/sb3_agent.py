@@ -30,9 +30,9 @@ from tqdm import tqdm
 from cee_gym.agents.base import Agent, AnyEnv, Floats, table_of
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitVectorEnv
-from cee_gym.envs.observation import space_of
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, check_number, did_you_mean, first_line
+from cee_gym.observation import space_of
+from cee_gym.problem import ExitTable
 
 _PACKAGES = {"sb3": "stable_baselines3", "sb3-contrib": "sb3_contrib"}
 # What the agent sets itself, and what JSON cannot hold.

@@ -21,10 +21,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from cee_gym.agents.base import Agent, make_agent
 from cee_gym.agents.presets import preset_for
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.envs.table import ExitTable
 from cee_gym.evaluation.curve import accuracy_speed_curve, choose_threshold
-from cee_gym.recordings import open_split
+from cee_gym.problem import ExitTable
 from cee_gym.returns import first_exit, hindsight_return
+from cee_gym.traces.recordings import open_split
 
 ALPHA = 0.035
 LEARNING = (

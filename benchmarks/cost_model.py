@@ -22,11 +22,12 @@ from common import write
 
 from cee_gym.agents import Confidence, FixedLayer
 from cee_gym.agents.base import Agent
+from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.inference.profile import predict, profile
+from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.inference.runtime import EarlyExitRuntime
-from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
+from cee_gym.measuring import predict, profile
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits
 

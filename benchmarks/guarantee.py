@@ -48,7 +48,7 @@ from cee_gym.evaluation.guarantee import (
     rows_needed,
 )
 from cee_gym.returns import first_exit
-from cee_gym.trace import Trace
+from cee_gym.traces.trace import Trace
 
 DELTAS = (0.1, 0.05)
 EPSILONS: dict[Risk, tuple[float, ...]] = {

@@ -24,8 +24,8 @@ from common import RESULTS, write
 from cee_gym.agents import ExpectedReturn
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.evaluation.curve import accuracy_speed_curve
-from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
+from cee_gym.traces.recordings import open_split
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 ALPHAS = (0.0, 0.6)

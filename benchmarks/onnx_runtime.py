@@ -25,12 +25,13 @@ import tyro
 from common import write
 from runtime import LAYER_SPEEDUPS, Batches, Inputs, confidence_at_speeds, in_turn, some_batches
 
+from cee_gym.backbones.encoding import EncodedText, load_tokenizer
+from cee_gym.exits import load_model
 from cee_gym.inference import EarlyExitRuntime, Exits
-from cee_gym.inference.export import export, export_full_depth
-from cee_gym.inference.onnx_runtime import OnnxRuntime
-from cee_gym.models import EncodedText, load_model, load_tokenizer
-from cee_gym.recordings import open_split
+from cee_gym.onnx.export import export, export_full_depth
+from cee_gym.onnx.runtime import OnnxRuntime
 from cee_gym.tasks import get_task, load_splits
+from cee_gym.traces.recordings import open_split
 
 BATCH_SIZES = (1, 8, 32)
 WANTED = 0.85

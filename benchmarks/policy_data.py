@@ -20,8 +20,8 @@ from common import write
 
 from cee_gym.agents import ExpectedReturn
 from cee_gym.evaluation.curve import Threshold, accuracy_speed_curve, evaluate_at
+from cee_gym.exits import load_model
 from cee_gym.hardness import memorized_layer
-from cee_gym.models import load_model
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task
 from cee_gym.training.config import FitConfig, PolicyConfig, RecordConfig

@@ -19,9 +19,9 @@ from common import write
 
 from cee_gym.agents import Reinforce
 from cee_gym.agents.policy_agent import TableBatches
-from cee_gym.collect import collect
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.tasks import get_task
+from cee_gym.traces.texts import collect
 from cee_gym.training.config import RecordConfig
 from cee_gym.training.losses import loss_per_layer
 from cee_gym.training.setup import Setup

@@ -16,7 +16,7 @@ from common import write
 from cee_gym.agents import ExpectedReturn, LongstaffSchwartz, Reinforce
 from cee_gym.cli import main as cee_gym
 from cee_gym.evaluation.report import report
-from cee_gym.recordings import open_split
+from cee_gym.traces.recordings import open_split
 from cee_gym.training.config import PolicyConfig
 from cee_gym.training.phases import policy_env
 

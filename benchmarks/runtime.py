@@ -35,14 +35,15 @@ from common import write
 from cee_gym.agents import Confidence, ExpectedReturn
 from cee_gym.agents.base import Agent
 from cee_gym.agents.presets import preset_for
+from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.evaluation.curve import accuracy_speed_curve
+from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.inference import EarlyExitRuntime
-from cee_gym.models import EncodedText, MultiExitModel, load_model, load_tokenizer
-from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits
-from cee_gym.trace import Trace
+from cee_gym.traces.recordings import open_split
+from cee_gym.traces.trace import Trace
 
 ALPHA = 0.01
 LAYER_SPEEDUPS = (1.5, 2.0)

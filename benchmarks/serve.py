@@ -35,14 +35,15 @@ from common import write
 from runtime import at_speed
 
 from cee_gym.agents import Confidence
+from cee_gym.backbones.encoding import load_tokenizer
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.exits import load_model
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded
-from cee_gym.inference.server import full_depth
-from cee_gym.models import load_model, load_tokenizer
-from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
+from cee_gym.serving.server import full_depth
 from cee_gym.tasks import get_task, load_splits
+from cee_gym.traces.recordings import open_split
 from cee_gym.training.phases import observe_output
 
 LAYER_SPEEDUP = 2.0

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from cee_gym.models import MultiExitConfig, MultiExitModel
+from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.tasks import clauses
 
 LAYERS = 12

@@ -20,8 +20,8 @@ import numpy as np
 from common import write
 
 import cee_gym  # noqa: F401 (registers the ids)
-from cee_gym.recordings import MissingRecordingError, find_recording
-from cee_gym.trace import TraceWriter
+from cee_gym.traces.recordings import MissingRecordingError, find_recording
+from cee_gym.traces.trace import TraceWriter
 
 ID = "EarlyExit-BERT-RTE"
 REPEATS = 25

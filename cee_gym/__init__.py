@@ -11,10 +11,10 @@ from cee_gym import interrupt  # noqa: F401 - first, as the imports after it tak
 from cee_gym.envs.registration import register_envs
 
 if TYPE_CHECKING:
+    from cee_gym.exits.classifier import MultiExitModel
     from cee_gym.hardness import memorized_layer
-    from cee_gym.models.multi_exit import MultiExitModel
     from cee_gym.reward import Reward
-    from cee_gym.trace import Trace
+    from cee_gym.traces.trace import Trace
     from cee_gym.training.trainer import ConsistentEETrainer
 
 __version__ = "0.1.0"
@@ -23,9 +23,9 @@ __all__ = ["ConsistentEETrainer", "MultiExitModel", "Reward", "Trace", "memorize
 
 _WHERE = {
     "ConsistentEETrainer": "cee_gym.training.trainer",
-    "MultiExitModel": "cee_gym.models.multi_exit",
+    "MultiExitModel": "cee_gym.exits.classifier",
     "Reward": "cee_gym.reward",
-    "Trace": "cee_gym.trace",
+    "Trace": "cee_gym.traces.trace",
     "memorized_layer": "cee_gym.hardness",
 }
 

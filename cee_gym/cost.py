@@ -1,6 +1,6 @@
 """What running each layer of a multi-exit model takes, measured on one machine and kept as JSON.
 
-`cee-gym profile` measures; see `cee_gym.inference.profile`. A `CostModel` can be the cost of a
+`cee-gym profile` measures; see `cee_gym.measuring`. A `CostModel` can be the cost of a
 reward in place of the layer number.
 """
 

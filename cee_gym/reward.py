@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cee_gym.cost import CostModel
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
-from cee_gym.trace import Trace
+from cee_gym.traces.trace import Trace
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,8 +16,8 @@ from gymnasium.spaces import Box, Discrete
 
 from cee_gym.envs import render
 from cee_gym.envs.draws import alpha_block, instance_block
-from cee_gym.envs.observation import Layout, allowed_alpha, space_of
 from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.observation import Layout, allowed_alpha, space_of
 
 CONTINUE = 0
 EXIT = 1

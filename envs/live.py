@@ -8,22 +8,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cee_gym.collect import fingerprint
+from cee_gym.backbones.encoding import encode
 from cee_gym.cost import CostModel
 from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
-from cee_gym.envs.observation import layout_of, width_of, write
 from cee_gym.envs.render import Readings
 from cee_gym.errors import CeeGymError, DataError
 from cee_gym.hardness import memorized_layer
-from cee_gym.models.encoding import encode
+from cee_gym.observation import layout_of, width_of, write
 from cee_gym.reward import Reward, alpha_range
-from cee_gym.trace import Readout, Trace, read_out
+from cee_gym.traces.texts import fingerprint
+from cee_gym.traces.trace import Readout, Trace, read_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from cee_gym.models.multi_exit import MultiExitModel
+    from cee_gym.exits.classifier import MultiExitModel
 
 
 class LiveEarlyExitEnv(EpisodeEnv):

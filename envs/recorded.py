@@ -9,8 +9,8 @@ import numpy.typing as npt
 from cee_gym.cost import CostModel
 from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
 from cee_gym.envs.render import Readings
-from cee_gym.envs.table import ExitTable, open_table
-from cee_gym.trace import Trace
+from cee_gym.problem import ExitTable, open_table
+from cee_gym.traces.trace import Trace
 
 
 class EarlyExitEnv(EpisodeEnv):
@@ -79,7 +79,7 @@ class EarlyExitEnv(EpisodeEnv):
     from which Stable-Baselines3 draws the accuracy) and `reward_components` (`quality`, `price`).
 
     Attributes:
-        table: all states and rewards, for agents that use them; see `cee_gym.envs.table.ExitTable`.
+        table: all states and rewards, for agents that use them; see `cee_gym.problem.ExitTable`.
         arguments: what an environment over the same table is made with.
     """
 

@@ -25,11 +25,11 @@ from cee_gym.envs.episode import (
     check_options,
     reward_space_of,
 )
-from cee_gym.envs.observation import allowed_alpha, space_of
 from cee_gym.envs.recorded import EarlyExitEnv, table_readings
-from cee_gym.envs.table import ExitTable, open_table
 from cee_gym.errors import CeeGymError
-from cee_gym.trace import Trace
+from cee_gym.observation import allowed_alpha, space_of
+from cee_gym.problem import ExitTable, open_table
+from cee_gym.traces.trace import Trace
 
 MOST_VIEWS_KEPT = 2**20
 Bools = npt.NDArray[np.bool_]
@@ -61,7 +61,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         CeeGymError: if there is no such recording or split, or an argument does not fit.
 
     Attributes:
-        table: all states and rewards, for agents that use them; see `cee_gym.envs.table.ExitTable`.
+        table: all states and rewards, for agents that use them; see `cee_gym.problem.ExitTable`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]

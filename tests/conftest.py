@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-    from cee_gym.models import MultiExitModel
+    from cee_gym.exits import MultiExitModel
 
 hypothesis.settings.register_profile("tests", deadline=None)  # a loaded machine is no failure
 hypothesis.settings.load_profile("tests")
@@ -96,7 +96,7 @@ def tiny_model() -> "MultiExitModel":
     """
     import torch
 
-    from cee_gym.models import MultiExitConfig, MultiExitModel
+    from cee_gym.exits import MultiExitConfig, MultiExitModel
 
     labels = {0: "bad", 1: "good"}
     config = MultiExitConfig(

@@ -19,8 +19,8 @@ from cee_gym.agents.presets import preset_for
 from cee_gym.cli import main
 from cee_gym.cli.arguments import parse_settings
 from cee_gym.errors import CeeGymError
+from tests.made_traces import write_recording
 from tests.test_cost import made_up
-from tests.traces import write_recording
 
 CLAUSES = "EarlyExit-ToyBERT-Clauses"
 

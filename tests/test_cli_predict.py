@@ -12,7 +12,7 @@ from cee_gym.cli import main
 from cee_gym.cli.predict import _label
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitPipeline
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 
 @pytest.fixture

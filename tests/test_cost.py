@@ -15,7 +15,7 @@ from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 BATCH_SIZES, LENGTHS = (1, 4, 32), (8, 16, 64, 128)
 

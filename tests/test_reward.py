@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from cee_gym import Reward, Trace, memorized_layer
 from cee_gym.errors import CeeGymError
 from cee_gym.reward import alpha_range
-from cee_gym.trace import read_out
+from cee_gym.traces.trace import read_out
 
 
 def trace_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Trace:

@@ -9,8 +9,8 @@ from scipy.stats import spearmanr
 
 import cee_gym
 from cee_gym.hardness import memorized_layer
-from cee_gym.recordings import find_recording, open_split, shipped_backbone
 from cee_gym.tasks import clauses, get_task, load_splits
+from cee_gym.traces.recordings import find_recording, open_split, shipped_backbone
 
 RTE = "EarlyExit-BERT-RTE"
 CLAUSES = "EarlyExit-ToyBERT-Clauses"

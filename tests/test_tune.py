@@ -22,7 +22,7 @@ from cee_gym.training import tune as tune_module
 from cee_gym.training.config import PolicyConfig
 from cee_gym.training.phases import policy_env
 from cee_gym.training.tune import Search, tune
-from tests.traces import write_recording
+from tests.made_traces import write_recording
 
 POLICY = PolicyConfig(total_timesteps=300)
 

@@ -52,7 +52,7 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
     Raises:
         CeeGymError: if there is no such id, or the recording is of another task.
     """
-    from cee_gym.recordings import open_split
+    from cee_gym.traces.recordings import open_split
 
     own = given == "EarlyExit"
     if trace is None:

@@ -37,7 +37,7 @@ class Build:
 
     def run(self) -> None:
         """Builds."""
-        from cee_gym.recordings import (
+        from cee_gym.traces.recordings import (
             build_command,
             find_recording,
             home,

@@ -44,8 +44,8 @@ class Evaluate:
         from cee_gym.agents.base import load_agent
         from cee_gym.evaluation.guarantee import sentence
         from cee_gym.evaluation.report import Promise, report, table, write
+        from cee_gym.runs import newest_round
         from cee_gym.training.phases import policy_env
-        from cee_gym.training.run import newest_round
 
         directory = self.run_directory
         try:

@@ -26,13 +26,14 @@ class Export:
 
     def run(self) -> None:
         """Exports, and says how to run what was written."""
-        from cee_gym.inference.export import export
+        from cee_gym.backbones.encoding import load_tokenizer
+        from cee_gym.exits import load_model
         from cee_gym.inference.pretrained import weights_directory
-        from cee_gym.models import load_model, load_tokenizer
+        from cee_gym.onnx.export import export
 
         quiet_transformers()
         weights = weights_directory(self.model)
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
         print(f"wrote {model.num_layers} layers to {self.output}")
-        print(f"to run it: cee_gym.inference.onnx_runtime.OnnxRuntime({str(self.output)!r}, agent)")
+        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, agent)")

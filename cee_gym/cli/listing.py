@@ -10,7 +10,7 @@ class Envs:
     def run(self) -> None:
         """Prints a table."""
         from cee_gym.envs.registration import BENCHMARKS
-        from cee_gym.recordings import (
+        from cee_gym.traces.recordings import (
             MissingRecordingError,
             build_command,
             find_recording,

@@ -10,13 +10,13 @@ import tyro
 from cee_gym.cli.arguments import quiet_transformers, task_named
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
-from cee_gym.training.run import is_run, newest_round
+from cee_gym.runs import is_run, newest_round
 
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent
     from cee_gym.cost import CostModel
-    from cee_gym.models import MultiExitModel
-    from cee_gym.trace import Trace
+    from cee_gym.exits import MultiExitModel
+    from cee_gym.traces.trace import Trace
 
 Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -57,11 +57,11 @@ class Profile:
 
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
-        from cee_gym.collect import fingerprint
+        from cee_gym.exits import load_model
         from cee_gym.inference.pretrained import weights_directory
-        from cee_gym.inference.profile import profile
-        from cee_gym.models import load_model
-        from cee_gym.recordings import open_split
+        from cee_gym.measuring import profile
+        from cee_gym.traces.recordings import open_split
+        from cee_gym.traces.texts import fingerprint
 
         quiet_transformers()
         if self.trace is not None and self.agent is None:
@@ -142,7 +142,7 @@ def _agent_directory(path: Path) -> Path:
 
 def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths:
     """Tokens of each row of a trace, `[N]`."""
-    from cee_gym.models import EncodedText, load_tokenizer
+    from cee_gym.backbones.encoding import EncodedText, load_tokenizer
     from cee_gym.tasks.loading import load_splits
 
     split = load_splits(task_named(trace.header["task"]), data)[trace.header["split"]]
@@ -179,7 +179,7 @@ def _table(costs: "CostModel") -> str:
 def _prediction(costs: "CostModel", agent: "Agent", trace: "Trace", texts: Lengths | None) -> str:
     from cee_gym.envs import EarlyExitEnv
     from cee_gym.evaluation.report import aligned
-    from cee_gym.inference.profile import predict
+    from cee_gym.measuring import predict
     from cee_gym.returns import first_exit
 
     env = EarlyExitEnv(trace=trace, split="dev", observe=agent.observe, alpha=agent.alpha_range)

@@ -46,7 +46,7 @@ class Serve:
 
         from cee_gym.cli.arguments import quiet_transformers
         from cee_gym.inference.pipeline import EarlyExitPipeline
-        from cee_gym.inference.server import full_depth, make_app, serve
+        from cee_gym.serving.server import full_depth, make_app, serve
 
         quiet_transformers()
         if self.threads is not None:

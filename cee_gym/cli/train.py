@@ -90,7 +90,7 @@ class Train:
     def _one(self, id: str, task: str, seed: int, output: Path) -> dict[str, Any]:
         """Trains from one seed; gives the evaluation."""
         from cee_gym.agents.base import make_agent
-        from cee_gym.recordings import find_recording, shipped_backbone
+        from cee_gym.traces.recordings import find_recording, shipped_backbone
         from cee_gym.training.setup import Setup
         from cee_gym.training.trainer import ConsistentEETrainer
 

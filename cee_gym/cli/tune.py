@@ -43,7 +43,7 @@ class Tune:
     def run(self) -> None:
         """Searches, and prints how to train with what was found."""
         from cee_gym.agents.base import hyperparameter_defaults
-        from cee_gym.recordings import find_recording
+        from cee_gym.traces.recordings import find_recording
         from cee_gym.training.tune import Search, tune
 
         known = hyperparameter_defaults(self.agent)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.metrics import score
 from cee_gym.returns import first_exit
-from cee_gym.trace import Trace
+from cee_gym.traces.trace import Trace
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]

@@ -29,7 +29,7 @@ from scipy.stats import binom, binomtest
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.curve import Floats, Ints, Threshold, evaluate_at
 from cee_gym.returns import first_exit
-from cee_gym.trace import Trace
+from cee_gym.traces.trace import Trace
 
 Risk = Literal["disagreement", "harm"]
 Bools = npt.NDArray[np.bool_]

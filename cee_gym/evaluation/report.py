@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent, check_layout, check_model
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.curve import (
     Threshold,
@@ -22,6 +21,7 @@ from cee_gym.evaluation.curve import (
     hindsight,
 )
 from cee_gym.evaluation.guarantee import Risk, guaranteed_threshold
+from cee_gym.problem import ExitTable
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
 

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent
-from cee_gym.models.multi_exit import MultiExitModel
+from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.tasks import get_task, task_names
 
 _CARD = """---

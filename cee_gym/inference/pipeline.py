@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from cee_gym.agents.base import Agent
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.inference.pretrained import Measured, Pretrained, load, save
 from cee_gym.inference.runtime import EarlyExitRuntime
-from cee_gym.models.multi_exit import MultiExitModel
+from cee_gym.runs import is_run
 from cee_gym.tasks import get_task, task_names
-from cee_gym.training.run import is_run
 
 # A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
 Text = str | Mapping[str, Any]

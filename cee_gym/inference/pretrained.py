@@ -26,15 +26,15 @@ from cee_gym.agents.at_alpha import (
     let_go,
 )
 from cee_gym.agents.base import Agent, Floats, load_agent
+from cee_gym.backbones.encoding import load_tokenizer
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.envs.table import ExitTable
 from cee_gym.errors import CeeGymError, first_line
 from cee_gym.evaluation.curve import evaluate, fixed_layers
+from cee_gym.exits.classifier import MultiExitModel, load_model
 from cee_gym.inference.model_card import model_card
-from cee_gym.models.encoding import load_tokenizer
-from cee_gym.models.multi_exit import MultiExitModel, load_model
+from cee_gym.problem import ExitTable
 from cee_gym.returns import first_exit
-from cee_gym.training.run import is_run, newest_round
+from cee_gym.runs import is_run, newest_round
 
 VERSION = 1
 _SPEEDS = 33  # prices at which the saving of layers is written down

@@ -18,14 +18,14 @@ import torch
 
 from cee_gym.agents.at_alpha import lacks_a_speed
 from cee_gym.agents.base import Agent, check_layout, check_model
-from cee_gym.collect import fingerprint
-from cee_gym.envs.observation import layout_of
+from cee_gym.backbones.layers import LayerCall, narrow
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.models.layers import LayerCall, narrow
-from cee_gym.models.multi_exit import MultiExitModel
+from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.observation import layout_of
+from cee_gym.traces.texts import fingerprint
 
 if TYPE_CHECKING:
-    from cee_gym.inference.onnx_model import OnnxModel
+    from cee_gym.onnx.model import OnnxModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +257,7 @@ def observe(
     num_layers: int,
     alpha: float,
 ) -> torch.Tensor:
-    """What `cee_gym.envs.observation.write` writes of one layer, float32 `[n, D]`, on the device.
+    """What `cee_gym.observation.write` writes of one layer, float32 `[n, D]`, on the device.
 
     Args:
         parts: of the observation, in order.

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from cee_gym.agents.presets import Preset
 from cee_gym.cost import CostModel
-from cee_gym.envs.observation import layout_of
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.observation import layout_of
 from cee_gym.reward import Reward, alpha_range
 from cee_gym.training.partition import PolicyData
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from cee_gym.models.encoding import EncodedText, Rows
-from cee_gym.models.multi_exit import MultiExitModel, MultiExitOutput
+from cee_gym.backbones.encoding import EncodedText, Rows
+from cee_gym.exits.classifier import MultiExitModel, MultiExitOutput
 from cee_gym.training.config import FitConfig
 from cee_gym.training.losses import loss_per_layer
 

@@ -25,14 +25,14 @@ from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.policy_agent import GradientAgent
-from cee_gym.collect import collect, start_trace, write_rows
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.envs.observation import layout_of, width_of, write
 from cee_gym.errors import CeeGymError
-from cee_gym.models import MultiExitModel, MultiExitOutput, load_model
-from cee_gym.recordings import open_split
+from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
+from cee_gym.observation import layout_of, width_of, write
 from cee_gym.reward import Reward, alpha_range
-from cee_gym.trace import read_out
+from cee_gym.traces.recordings import open_split
+from cee_gym.traces.texts import collect, start_trace, write_rows
+from cee_gym.traces.trace import read_out
 from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig
 from cee_gym.training.fit import Objective, fit
 from cee_gym.training.losses import (

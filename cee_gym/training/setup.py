@@ -11,14 +11,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.errors import BackboneError, unreachable_backbone
-from cee_gym.models import (
-    EncodedText,
-    MultiExitConfig,
-    MultiExitModel,
-    load_model,
-    load_tokenizer,
-)
+from cee_gym.exits import MultiExitConfig, MultiExitModel, load_model
 from cee_gym.tasks import Task, load_splits
 from cee_gym.training.config import RecordConfig, WarmUpObjective, refuse_changed
 from cee_gym.training.partition import Partition, partition

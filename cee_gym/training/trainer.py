@@ -13,7 +13,7 @@ from cee_gym.agents.presets import preset_for
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
-from cee_gym.recordings import open_split
+from cee_gym.traces.recordings import open_split
 from cee_gym.training.config import AlternationConfig, PolicyConfig
 from cee_gym.training.phases import backbone_phase, policy_env, record, warm_up
 from cee_gym.training.setup import Setup

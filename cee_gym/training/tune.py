@@ -25,8 +25,8 @@ from cee_gym.agents.base import hyperparameter_defaults, make_agent
 from cee_gym.agents.presets import RANGES, Preset, Range, preset_for
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
-from cee_gym.recordings import open_split
 from cee_gym.returns import first_exit
+from cee_gym.traces.recordings import open_split
 from cee_gym.training.config import PolicyConfig
 from cee_gym.training.phases import policy_env
 

@@ -9,7 +9,7 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report
 from cee_gym.returns import first_exit
-from tests.traces import write_recording
+from tests.made_traces import write_recording
 
 RANGE = (0.0, 3.0)
 

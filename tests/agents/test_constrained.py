@@ -8,7 +8,7 @@ from scipy.stats import entropy
 from cee_gym.agents import Constrained, load_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.returns import exit_distribution, first_exit
-from tests.traces import write_arrays, write_trace
+from tests.made_traces import write_arrays, write_trace
 
 L = 4
 

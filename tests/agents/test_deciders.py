@@ -12,7 +12,7 @@ from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent, Decider, make_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.returns import first_exit
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 ALL = ("hidden", "layer", "probs", "entropy", "confidence", "alpha")
 CPU = torch.device("cpu")

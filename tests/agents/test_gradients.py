@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from cee_gym.agents import ExpectedReturn, Reinforce
-from cee_gym.agents.networks import PerLayerPolicy, log_exit_distribution
 from cee_gym.agents.reinforce import sample_exits, surrogate_loss
 from cee_gym.agents.rollouts import play
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.policies.networks import PerLayerPolicy, log_exit_distribution
 from cee_gym.returns import exit_distribution, expected_return, first_exit
-from tests.traces import write_arrays, write_trace
+from tests.made_traces import write_arrays, write_trace
 
 L = 4
 

@@ -12,7 +12,7 @@ from cee_gym.agents.learning_to_exit import _regress
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from tests.agents.test_gradients import _Live
-from tests.traces import write_arrays, write_trace
+from tests.made_traces import write_arrays, write_trace
 
 L, H = 3, 5
 

@@ -9,7 +9,7 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.returns import first_exit
 from tests.agents.test_gradients import _Live, known_problem
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 
 def realised(agent, env: EarlyExitEnv, alpha: float) -> float:

@@ -11,13 +11,13 @@ from stable_baselines3.common.utils import explained_variance as theirs_explaine
 from torch.distributions import Bernoulli
 
 from cee_gym.agents import PPO, ppo
-from cee_gym.agents.networks import log_exit_distribution
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.policies.networks import log_exit_distribution
 from cee_gym.returns import expected_return
 from tests.agents.test_curves import _Kept
 from tests.agents.test_gradients import _Live, known_problem
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 T, N, L = 12, 5, 4
 

@@ -7,7 +7,7 @@ from cee_gym.agents.base import hyperparameter_defaults, make_agent
 from cee_gym.agents.presets import FAMILIES, PRESETS, RANGES, Preset, preset_for
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.envs.registration import BENCHMARKS
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 EVERY = [(agent, family) for agent, presets in PRESETS.items() for family in presets]
 

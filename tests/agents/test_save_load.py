@@ -9,7 +9,7 @@ from cee_gym.agents import PPO, ExpectedReturn, Reinforce, load_agent
 from cee_gym.agents.base import agent_class
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 
 @pytest.fixture

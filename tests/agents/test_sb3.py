@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 RTE = "EarlyExit-BERT-RTE"
 

@@ -25,7 +25,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.returns import expected_return
 from tests.agents.test_curves import _Kept
 from tests.agents.test_gradients import _Live, known_problem
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 ALGORITHMS = {
     f"{prefix}:{name.lower()}": getattr(package, name)

@@ -17,14 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cee_gym.collect import collect
+from cee_gym.backbones.encoding import EncodedText, load_tokenizer
+from cee_gym.backbones.layers import _path_of_the_layers
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.models import MultiExitConfig, MultiExitModel
-from cee_gym.models.encoding import EncodedText, load_tokenizer
-from cee_gym.models.layers import _path_of_the_layers
+from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.tasks import get_task, load_splits
-from cee_gym.trace import Trace
+from cee_gym.traces.texts import collect
+from cee_gym.traces.trace import Trace
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "not", "very", "good", "bad"]
 ALL = ("hidden", "layer", "probs", "entropy", "confidence", "alpha")

@@ -12,10 +12,10 @@ from gymnasium.utils.env_checker import check_env
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
-from cee_gym.recordings import open_split
 from cee_gym.reward import Reward
-from cee_gym.trace import Trace
-from tests.traces import write_recording
+from cee_gym.traces.recordings import open_split
+from cee_gym.traces.trace import Trace
+from tests.made_traces import write_recording
 
 OBSERVE = [
     ("hidden", "layer"),

@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 import cee_gym  # noqa: F401 (registers the ids)
 from cee_gym.envs import BENCHMARKS, EarlyExitVectorEnv, register_benchmark, register_envs
 from cee_gym.errors import CeeGymError
-from cee_gym.recordings import MissingRecordingError
-from tests.traces import write_recording
+from cee_gym.traces.recordings import MissingRecordingError
+from tests.made_traces import write_recording
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_every_id_makes_both_environments_without_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CEE_GYM_HOME", str(tmp_path))
-    monkeypatch.setattr("cee_gym.recordings._SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr("cee_gym.traces.recordings._SHIPPED", tmp_path / "shipped")
     for id in BENCHMARKS:
         write_recording(tmp_path / id, n=4)
         with warnings.catch_warnings():

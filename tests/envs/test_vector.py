@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import cee_gym.envs.vector
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.trace import Trace
-from tests.traces import write_trace
+from cee_gym.traces.trace import Trace
+from tests.made_traces import write_trace
 
 MODES = ["SameStep", "NextStep", "Disabled"]
 PLAIN: dict[str, Any] = {}

@@ -12,9 +12,9 @@ from cee_gym.agents import Reinforce
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.trace import Trace
+from cee_gym.traces.trace import Trace
 from tests.envs.test_vector import MODES, assert_same
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 RANGED: dict[str, Any] = {"alpha": (0.0, 0.1), "observe": ("layer", "alpha")}
 

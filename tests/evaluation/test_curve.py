@@ -10,7 +10,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.evaluation import accuracy_speed_curve, choose_threshold, evaluate
 from cee_gym.evaluation.curve import Threshold, evaluate_at, fixed_layers, hindsight
 from cee_gym.evaluation.report import plot, report, table
-from tests.traces import write_recording, write_trace
+from tests.made_traces import write_recording, write_trace
 
 
 def test_an_operating_point_is_what_a_plain_count_gives(tmp_path) -> None:

@@ -30,8 +30,8 @@ from cee_gym.evaluation.guarantee import (
     rows_needed,
     sentence,
 )
-from cee_gym.trace import Trace
-from tests.traces import write_trace
+from cee_gym.traces.trace import Trace
+from tests.made_traces import write_trace
 
 SHIPPED = Path(cee_gym.__file__).parent / "shipped"
 # Few values, so that scores tie with each other and with thresholds.

@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset
 
 from cee_gym.agents import Confidence, ExpectedReturn
-from cee_gym.collect import collect, fingerprint
+from cee_gym.backbones.encoding import EncodedText
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.inference import EarlyExitPipeline
-from cee_gym.models import EncodedText
+from cee_gym.traces.texts import collect, fingerprint
 from tests.conftest import WORDS
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 THRESHOLD = 0.75
 RANGE = (0.0, 2.0)

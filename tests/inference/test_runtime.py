@@ -19,16 +19,16 @@ from transformers import GPT2Config
 
 from cee_gym.agents import AGENTS, Confidence, FixedLayer, Patience, Reinforce
 from cee_gym.agents.base import Agent, make_agent
-from cee_gym.collect import fingerprint
+from cee_gym.backbones.layers import _path_of_the_layers
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import BackboneError, CeeGymError
+from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.inference import EarlyExitRuntime, Exits
-from cee_gym.models import MultiExitConfig, MultiExitModel
-from cee_gym.models.layers import _path_of_the_layers
 from cee_gym.returns import first_exit
+from cee_gym.traces.texts import fingerprint
 from cee_gym.training.phases import observe_output
 from tests.conftest import tiny_config
-from tests.traces import write_trace
+from tests.made_traces import write_trace
 
 ALL = ("confidence", "hidden", "layer", "probs", "entropy", "alpha")
 NUM_LABELS = 3

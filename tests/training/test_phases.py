@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cee_gym.agents import Reinforce
-from cee_gym.envs.observation import layout_of
-from cee_gym.models import MultiExitOutput
+from cee_gym.exits import MultiExitOutput
+from cee_gym.observation import layout_of
 from cee_gym.reward import alpha_range
 from cee_gym.training import fit, phases
 from cee_gym.training.config import AlternationConfig, PolicyConfig

@@ -1,0 +1,1 @@
+"""Unmodified Hugging Face models whose layers are called one at a time."""

@@ -1,0 +1,310 @@
+"""An unmodified Hugging Face encoder with an exit head at every layer.
+
+Training, recording, the live environment and the runtime all run its layers one at a time, through
+one path that can stop after any layer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
+from cee_gym.errors import BackboneError, first_line, unreachable_backbone
+
+
+class MultiExitConfig(PreTrainedConfig):
+    """Configuration of a `MultiExitModel`.
+
+    Args:
+        backbone_config: the configuration of the encoder, as an object or a dict.
+        pooler: `"shared"`, one for all layers as in ConsistentEE, or `"per_layer"`.
+        pooling: what the pooler reads: the hidden state of the `"first"` token, as in ConsistentEE,
+            or the `"mean"` over all tokens.
+        exit_dropout: dropout between pooled state and classifier, in training.
+        max_tokens: in tokens; longer texts are cut.
+        task: the name of the task it was trained for.
+        **kwargs: as for every configuration, `id2label` among them.
+    """
+
+    model_type = "cee-gym-multi-exit"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        pooler: Literal["shared", "per_layer"] = "shared",
+        pooling: Literal["first", "mean"] = "first",
+        exit_dropout: float = 0.1,
+        max_tokens: int = 128,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            settings = dict(backbone_config)
+            backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.backbone_config = backbone_config
+        self.pooler = pooler
+        self.pooling = pooling
+        self.exit_dropout = exit_dropout
+        self.max_tokens = max_tokens
+        self.task = task
+        super().__init__(**kwargs)
+
+
+@dataclass
+class MultiExitOutput(ModelOutput):
+    """What all L exits give.
+
+    Attributes:
+        states: `[B, L, H]`, the pooled hidden state of each layer.
+        logits: `[B, L, C]`, the class logits of each layer.
+    """
+
+    states: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class MultiExitModel(PreTrainedModel):
+    """A backbone, poolers and L exit heads.
+
+    The state of layer t is `tanh(W h_t + b)`, h_t being the hidden state of the first token; the
+    classifier of layer t reads it through dropout, the policy without (ConsistentEE, section 3).
+    Backbones whose last layer is followed by a norm (ModernBERT) have that
+    norm applied to every layer's hidden state first.
+
+    Attributes:
+        backbone: the encoder.
+        poolers: one `nn.Linear(H, H)`, or L of them.
+        heads: L of `nn.Linear(H, C)`.
+    """
+
+    config_class = MultiExitConfig
+    config: MultiExitConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: MultiExitConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if backbone is None:
+            # Where it is left open transformers asks on the standard input whether to run code.
+            backbone = AutoModel.from_config(config.backbone_config, trust_remote_code=False)
+        if hasattr(backbone, "pooler"):
+            backbone.pooler = None  # ours replaces it
+        self.backbone = backbone
+        # In a tuple, so that its shared modules are not registered, and saved, a second time.
+        self._shell = (make_shell(backbone),)
+        width = int(backbone.config.hidden_size)
+        depth = int(backbone.config.num_hidden_layers)
+        poolers = depth if config.pooler == "per_layer" else 1
+        self.poolers = nn.ModuleList(nn.Linear(width, width) for _ in range(poolers))
+        self.heads = nn.ModuleList(nn.Linear(width, self.num_labels) for _ in range(depth))
+        self.dropout = nn.Dropout(config.exit_dropout)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str,
+        labels: tuple[str, ...],
+        *,
+        pooler: Literal["shared", "per_layer"] = "shared",
+        pooling: Literal["first", "mean"] = "first",
+        max_tokens: int = 128,
+        task: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Puts fresh exit heads on a pre-trained encoder.
+
+        The pooler starts from the backbone's own where it has one (BERT, RoBERTa, ALBERT).
+
+        Args:
+            name_or_path: a hub name or a directory.
+            labels: the C class names.
+            pooler: one for all layers, or one per layer.
+            pooling: of the first token, or the mean over all. Sentence encoders were trained with
+                the mean: the first token of their early layers says next to nothing.
+            max_tokens: in tokens; at most what the backbone takes.
+            task: recorded in the configuration.
+            seed: of the fresh weights.
+
+        Raises:
+            BackboneError: if it cannot be reached, or its layers cannot be found.
+        """
+        try:
+            backbone, loaded = AutoModel.from_pretrained(
+                name_or_path,
+                dtype=torch.float32,
+                use_safetensors=True,  # the other format of weights is a pickle
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            raise unreachable_backbone(name_or_path, error) from error
+        attention = backbone.config._attn_implementation
+        config = MultiExitConfig(
+            backbone_config=backbone.config,
+            pooler=pooler,
+            pooling=pooling,
+            max_tokens=min(max_tokens, _most_tokens(backbone) or max_tokens),
+            task=task,
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+        # A new configuration names no implementation yet, and passes that on to the backbone's.
+        config._attn_implementation = attention
+        own = getattr(backbone, "pooler", None)
+        if any(name.startswith("pooler.") for name in loaded["missing_keys"]):
+            own = None  # not in the checkpoint: these are random weights that no seed was given for
+        own = getattr(own, "dense", own)  # ALBERT's pooler is the linear layer itself
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(config, backbone)
+            # post_init leaves modules alone that a loaded backbone brought along; ours are fresh.
+            for linear in (*model.poolers, *model.heads):
+                model._init_weights(linear)
+            model._refuse_unless_it_runs()
+        if own is not None:
+            for linear in model.poolers:
+                linear.load_state_dict(own.state_dict())
+        return model
+
+    def _refuse_unless_it_runs(self) -> None:
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                self(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        except Exception as error:  # whatever a backbone of another kind runs into
+            raise BackboneError(
+                f"the layers of {type(self.backbone).__name__} cannot be run one at a time "
+                f"({first_line(error)}): give an encoder of the BERT kind"
+            ) from error
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.heads)
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def num_labels(self) -> int:
+        """C."""
+        return len(self.labels)
+
+    @property
+    def labels(self) -> list[str]:
+        """The C class names, in the order of the logits."""
+        return list(dict(self.config.id2label or {}).values())
+
+    def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
+        """Everything the backbone does before its first layer.
+
+        Args:
+            inputs: `input_ids`, `attention_mask` and what else the backbone takes, `[B, T]`.
+
+        Returns:
+            The embedding output `[B, T, H]` and L functions, one per layer, from hidden states to
+            hidden states.
+        """
+        return layer_calls(self._shell[0], inputs)
+
+    def exit(
+        self, hidden: torch.Tensor, layer: int, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """State and class logits of one layer.
+
+        Args:
+            hidden: `[B, T, H]`, the output of that layer.
+            layer: from 1.
+            attention_mask: `[B, T]`, 0 at padding.
+
+        Returns:
+            The pooled state `[B, H]` and the logits `[B, C]`.
+        """
+        final_norm = getattr(self.backbone, "final_norm", None)
+        if self.config.pooling == "first":
+            hidden = hidden[:, :1]
+            attention_mask = attention_mask[:, :1]
+        if final_norm is not None:
+            hidden = final_norm(hidden)
+        weight = attention_mask[:, :, None].to(hidden.dtype)
+        pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+        pooler = self.poolers[layer - 1] if len(self.poolers) > 1 else self.poolers[0]
+        state = torch.tanh(pooler(pooled))
+        return state, self.heads[layer - 1](self.dropout(state))
+
+    def forward(self, **inputs: torch.Tensor) -> MultiExitOutput:
+        """Runs all layers.
+
+        Args:
+            **inputs: as for `begin`.
+        """
+        hidden, layers = self.begin(inputs)
+        exits = []
+        for number, layer in enumerate(layers, start=1):
+            hidden = layer(hidden)
+            exits.append(self.exit(hidden, number, inputs["attention_mask"]))
+        states, logits = zip(*exits, strict=True)
+        return MultiExitOutput(states=torch.stack(states, dim=1), logits=torch.stack(logits, dim=1))
+
+
+def load_model(
+    name_or_path: str | Path, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> MultiExitModel:
+    """Loads a `MultiExitModel`, with all its weights and from safetensors only.
+
+    Args:
+        name_or_path: a directory or a hub name.
+        dtype: of the weights; by default as they are stored.
+
+    Raises:
+        BackboneError: if there is none, or weights are missing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        if not isinstance(config, MultiExitConfig):
+            raise BackboneError(
+                f"the model at {name_or_path} is of type {config.model_type} and has no exits: "
+                "give one that cee-gym has trained"
+            )
+        found: Any = MultiExitModel.from_pretrained(
+            name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(f"there is no model at {name_or_path}: {first_line(error)}") from error
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):
+        raise BackboneError(f"the model at {name_or_path} is damaged: it has no {missing[0]}")
+    assert isinstance(model, MultiExitModel)
+    return model
+
+
+def _most_tokens(backbone: PreTrainedModel) -> int | None:
+    """How long a text its positions allow, where they are limited."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from after the number of its padding token.
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - before
+    return getattr(backbone.config, "max_position_embeddings", None)
+
+
+AutoConfig.register(MultiExitConfig.model_type, MultiExitConfig)

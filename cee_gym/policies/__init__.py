@@ -1,0 +1,1 @@
+"""Exit policies: what leaves where."""

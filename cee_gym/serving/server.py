@@ -1,0 +1,257 @@
+"""An HTTP server for one model and its exit policy: `POST /predict`, `/health` and `/metrics`.
+
+Requests wait in one queue, from which one thread takes them in batches (`cee_gym.inference.
+batching`). The OpenAPI document is at `/openapi.json`, to be read at `/docs`. There is no
+authentication: keep the server on the local host, or put a proxy before it.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from typing import Any
+
+from cee_gym.errors import CeeGymError, check_number, first_line
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, PlainTextResponse
+    from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+    from starlette.exceptions import HTTPException
+except ImportError as error:
+    raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
+
+from cee_gym.agents import FixedLayer
+from cee_gym.inference.pipeline import EarlyExitPipeline
+from cee_gym.serving.limits import Guard, Limits, connection
+from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
+from cee_gym.serving.service import Service
+from cee_gym.traces.texts import fingerprint
+
+# Between the signal to stop and the end of idle connections: what is on its way still arrives.
+_GRACE_SECONDS = 1.0
+_MOST_SECONDS_TO_STOP = 60
+
+
+def make_app(
+    pipeline: EarlyExitPipeline,
+    *,
+    max_batch: int = 32,
+    max_wait_ms: float = 5.0,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """The server as an ASGI application.
+
+    It answers while its lifespan runs, as ASGI servers have it. Starlette does not run that of a
+    mounted application: enter `app.router.lifespan_context(app)` in the lifespan of the outer one.
+
+    Args:
+        pipeline: what to serve.
+        max_batch: texts run together.
+        max_wait_ms: how long a text waits for others to be run with, in milliseconds.
+        limits: what is refused.
+
+    Raises:
+        CeeGymError: if a number is out of range.
+    """
+    limits = limits or Limits()
+    service = Service(
+        pipeline, max_batch=max_batch, max_wait_ms=max_wait_ms, max_waiting=limits.max_waiting
+    )
+    metrics, model = service.metrics, pipeline.model
+    weights = fingerprint(model)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="cee-gym",
+        description=(
+            f"{type(model.backbone).__name__} with an exit at each of {model.num_layers} layers; "
+            f"a {pipeline.agent.name} agent decides where a text leaves.\n\nAt most "
+            f"{limits.max_texts} texts and {limits.max_body} bytes a request, "
+            f"{model.config.max_tokens} tokens a text; the body of a request has "
+            f"{limits.max_seconds:g} seconds to arrive."
+        ),
+        version=version("cee-gym"),
+        lifespan=lifespan,
+    )
+    app.state.service, app.state.limits = service, limits
+    app.add_middleware(Guard, service=service, limits=limits)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
+
+    @app.exception_handler(HTTPException)
+    async def unread(request: Request, error: HTTPException) -> JSONResponse:
+        detail = error.detail
+        if error.__cause__ is not None:  # FastAPI does not say what it could not read
+            detail = f"the body cannot be read: {first_line(error.__cause__)}"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+    @app.exception_handler(CeeGymError)
+    async def refused(request: Request, error: CeeGymError) -> JSONResponse:
+        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return _failure(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed on this request; its log says more"
+        )
+
+    responses: dict[int | str, dict[str, Any]] = {
+        status.value: {"model": Failure, "description": meaning}
+        for status, meaning in (
+            (HTTPStatus.BAD_REQUEST, "no text in UTF-8"),
+            (HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"),
+            (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too many bytes or texts"),
+            (HTTPStatus.UNPROCESSABLE_ENTITY, "not what is expected, or no such speed"),
+            (HTTPStatus.SERVICE_UNAVAILABLE, "too many texts are waiting, or nothing is running"),
+        )
+    }
+
+    @app.post("/predict", responses=responses)
+    async def predict(request: PredictRequest) -> PredictResponse:
+        """Classifies texts, each as deep as the policy says."""
+        if len(request.texts) > limits.max_texts:
+            raise HTTPException(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"{len(request.texts)} texts in one request, and the most is {limits.max_texts}: "
+                "send several",
+            )
+        predictions = await service.predict(request)
+        return PredictResponse(predictions=predictions, model=weights)
+
+    @app.get("/health", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Health}})
+    async def health(response: Response) -> Health:
+        """Whether requests are answered: 200 if so, 503 if not."""
+        if service.status != "ok":
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return Health(
+            status=service.status,
+            model=weights,
+            agent=pipeline.agent.name,
+            layers=model.num_layers,
+            labels=model.labels,
+        )
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Counts, in the text format of Prometheus."""
+        metrics.waiting.set(service.waiting)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return app
+
+
+def full_depth(pipeline: EarlyExitPipeline) -> EarlyExitPipeline:
+    """The same model through all its layers, without a policy, to compare with."""
+    layer = pipeline.model.num_layers
+    agent = FixedLayer(layer=layer)
+    # It reads nothing, so what it would be shown does not matter.
+    agent.layout, agent.alpha_range = {"layer": slice(0, layer)}, (0.0, 0.0)
+    return EarlyExitPipeline(pipeline.model, pipeline.tokenizer, agent)
+
+
+def _failure(status: HTTPStatus, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status)
+
+
+def _in_words(error: dict[str, Any]) -> str:
+    """One line for what pydantic found: `texts[3]: Input should be a valid string`."""
+    if error["type"] == "json_invalid":
+        return f"the body is not JSON: {error['ctx']['error']} (character {error['loc'][1]})"
+    place = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in error["loc"][1:]
+        if part not in ("str", "TextPair")
+    ).removeprefix(".")
+    return f"{place or 'the body, as application/json'}: {error['msg']}"
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens; stops only when everything that was accepted is answered."""
+
+    def __init__(self, app: FastAPI, announce: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            http=connection(app.state.limits.max_seconds),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_MOST_SECONDS_TO_STOP,
+        )
+        super().__init__(config)
+        self._service: Service = app.state.service
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        # Whoever has a connection may have sent a request on it just now. It is answered, and told
+        # that the connection ends there.
+        self._service.draining = True
+        await asyncio.sleep(_GRACE_SECONDS)
+        await super().shutdown(sockets)
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
+
+    A connection on which a request does not arrive in time (see `Limits`) is closed, and so is one
+    that is idle for 75 seconds after an answer.
+
+    Args:
+        app: of `make_app`.
+        host: to listen on.
+        port: 0 for one that is free; it is printed.
+
+    Raises:
+        CeeGymError: if it cannot listen there.
+    """
+    check_number("port", port, 0, 65535)
+    listening = _bound(host, port)
+    address, port = listening.getsockname()[:2]
+    name = f"[{address}]" if ":" in address else address
+
+    def announce() -> None:
+        print(
+            f"serving on http://{name}:{port}, described at /docs; stop it with Ctrl-C", flush=True
+        )
+
+    server = _Server(app, announce)
+    # uvicorn raises the signals that stopped it once more when it is done: they have been heard.
+    before = {number: signal(number, SIG_IGN) for number in (SIGINT, SIGTERM)}
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal(number, handler)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at this address that nobody can connect to yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise CeeGymError(
+            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return bound

@@ -1,0 +1,102 @@
+"""Recordings: the traces of one benchmark, split by split, and where they are found.
+
+A recording is a directory with one trace per split (`train`, `calibration`, `dev`, perhaps `test`)
+and a `recording.json`. A few are shipped in the package; the others are made by `cee-gym build` and
+live in `home()`.
+"""
+
+import os
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from cee_gym.errors import TraceError
+from cee_gym.traces.trace import Trace
+
+SPLITS = ("train", "calibration", "dev", "test")
+_SHIPPED = Path(__file__).parents[1] / "shipped"
+# A trace stays open as long as someone uses it, so that a thousand environments share one.
+_opened: WeakValueDictionary[tuple[Path, int], Trace] = WeakValueDictionary()
+
+
+class MissingRecordingError(TraceError):
+    """A benchmark is not recorded on this machine; the message names the command that does it."""
+
+
+def home() -> Path:
+    """The folder of the user's own recordings: `$CEE_GYM_HOME`, or `~/.cache/cee_gym`."""
+    return Path(os.environ.get("CEE_GYM_HOME") or "~/.cache/cee_gym").expanduser()
+
+
+def find_recording(id: str) -> Path:
+    """The directory of a benchmark's recording: the shipped one, or else the user's own.
+
+    Args:
+        id: a registered id, such as `"EarlyExit-BERT-RTE"`.
+
+    Raises:
+        MissingRecordingError: if it is recorded in neither place.
+    """
+    places = [_SHIPPED / id, home() / id]
+    for place in places:
+        if recorded_splits(place):
+            return place
+    raise MissingRecordingError(
+        f"{id} is not recorded here (looked in {places[0]} and {places[1]}): record it with "
+        f"`{build_command(id)}`, or give trace=PATH"
+    )
+
+
+def build_command(id: str) -> str:
+    """The command that records a benchmark."""
+    if shipped_backbone(id) is not None:
+        return f"cee-gym build {id}"
+    return f"cee-gym build {id} --backbone google-bert/bert-base-uncased --data DIR_OR_HUB_NAME"
+
+
+def shipped_backbone(id: str) -> Path | None:
+    """The weights that come with the package for a benchmark, if any do."""
+    path = _SHIPPED / id / "backbone"
+    return path if path.is_dir() else None
+
+
+def recorded_splits(path: str | os.PathLike[str]) -> list[str]:
+    """The splits of which a recording has a trace, in the order of `SPLITS`."""
+    return [split for split in SPLITS if (Path(path) / split / "header.json").is_file()]
+
+
+def open_split(path: str | os.PathLike[str], split: str) -> Trace:
+    """Opens one split of a recording; one that is open already is not opened twice.
+
+    Args:
+        path: a recording, or a single trace.
+        split: the wanted split. A single trace must be of this split.
+
+    Raises:
+        TraceError: if there is no such split, naming those there are, or its trace is damaged.
+    """
+    path = Path(path).expanduser()
+    if (path / "header.json").is_file():
+        trace = _open(path)
+        if trace.header["split"] != split:
+            raise TraceError(
+                f"the trace at {path} is of split {trace.header['split']!r}, not {split!r}: "
+                f"give split={trace.header['split']!r}, or another trace"
+            )
+        return trace
+    splits = recorded_splits(path)
+    if not splits:
+        raise TraceError(f"there is neither a recording nor a trace at {path}")
+    if split not in splits:
+        raise TraceError(
+            f"the recording at {path} has no split {split!r}; it has {', '.join(splits)}"
+        )
+    return _open(path / split)
+
+
+def _open(path: Path) -> Trace:
+    path = path.resolve()
+    key = (path, (path / "header.json").stat().st_mtime_ns)
+    trace = _opened.get(key)
+    if trace is None:
+        trace = _opened[key] = Trace.open(path)
+    return trace

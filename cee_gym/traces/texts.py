@@ -1,0 +1,131 @@
+"""Runs a model over a split and records what it does as a trace."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+
+from cee_gym.backbones.encoding import EncodedText, Rows
+from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.traces.trace import Trace, TraceWriter
+
+LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
+
+
+def collect(
+    model: MultiExitModel,
+    text: EncodedText,
+    data: Dataset,
+    path: Path,
+    description: Mapping[str, Any],
+    *,
+    rows: Rows | None = None,
+    dtype: str = "float16",
+    batch_size: int = 64,
+) -> Trace:
+    """Records some rows of a split.
+
+    Goes on where a killed recording of the same rows by the same model stopped.
+
+    Args:
+        model: run in eval mode on its own device.
+        text: the split in token ids.
+        data: the split, whose `row_id` and `label` are recorded. Its text is not.
+        path: where the trace is to be.
+        description: becomes part of the header: `task`, `split`, `backbone`, `seed`.
+        rows: positions of the rows to record, all by default.
+        dtype: of the states, float16 or float32.
+        batch_size: texts at a time; they are sorted by length.
+
+    Raises:
+        TraceError: see `TraceWriter`.
+    """
+    rows = np.arange(len(text)) if rows is None else rows
+    writer = start_trace(model, data, path, description, rows=rows, dtype=dtype)
+    write_rows(writer, model, text, rows, np.arange(len(rows)), batch_size)
+    return writer.publish()
+
+
+def start_trace(
+    model: MultiExitModel,
+    data: Dataset,
+    path: Path,
+    description: Mapping[str, Any],
+    *,
+    rows: Rows,
+    dtype: str,
+) -> TraceWriter:
+    """Begins, or goes on with, the trace of some rows of a split; see `collect`."""
+    picked = data[rows.tolist()]
+    words = json.dumps([picked.get("text"), picked.get("pair")])
+    return TraceWriter(
+        path,
+        row_ids=np.array(picked["row_id"]),
+        labels=np.array(picked["label"]),
+        shape=(model.num_layers, model.width),
+        dtype=dtype,
+        description={
+            **description,
+            "labels": model.labels,
+            "max_tokens": model.config.max_tokens,
+            "model": fingerprint(model),
+            "text": hashlib.sha256(words.encode()).hexdigest()[:16],
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+        },
+    )
+
+
+def write_rows(
+    writer: TraceWriter,
+    model: MultiExitModel,
+    text: EncodedText,
+    rows: Rows,
+    positions: Rows,
+    batch_size: int = 64,
+) -> None:
+    """Writes what the model does on some rows, those that are missing yet.
+
+    Args:
+        writer: of a trace over `rows`.
+        model: run in eval mode.
+        text: the split that `rows` are positions in.
+        rows: all rows of the trace.
+        positions: which of them this model is to record.
+        batch_size: texts at a time.
+    """
+    todo = np.intersect1d(positions, writer.missing)
+    place = np.full(len(text), -1)
+    place[rows[todo]] = todo
+    was_training = model.training
+    model.eval()
+    progress = tqdm(total=len(todo), desc=f"record {writer.path.name}", unit="text", leave=False)
+    with torch.inference_mode(), progress:
+        for batch in text.batches(rows[todo], batch_size):
+            output = model(**text.batch(batch, model.device))
+            writer.write(
+                place[batch],
+                output.states.float().cpu().numpy(),
+                output.logits.float().cpu().numpy(),
+            )
+            progress.update(len(batch))
+    model.train(was_training)
+
+
+def fingerprint(model: MultiExitModel) -> str:
+    """Names the weights: equal for two models if and only if all their weights are."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cee_gym.errors import TraceError
+from cee_gym.traces.recordings import (
+    MissingRecordingError,
+    find_recording,
+    home,
+    open_split,
+    recorded_splits,
+)
+from tests.made_traces import write_recording, write_trace
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CEE_GYM_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_home_is_the_environment_variable_or_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CEE_GYM_HOME", "~/elsewhere")
+    assert home() == Path.home() / "elsewhere"
+    monkeypatch.delenv("CEE_GYM_HOME")
+    assert home() == Path.home() / ".cache" / "cee_gym"
+
+
+def test_own_recording_is_found(own_home: Path) -> None:
+    path = write_recording(own_home / "EarlyExit-BERT-MRPC")
+    assert find_recording("EarlyExit-BERT-MRPC") == path
+    assert recorded_splits(path) == ["train", "calibration", "dev"]
+
+
+def test_shipped_recording_comes_first(
+    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr("cee_gym.traces.recordings._SHIPPED", shipped)
+    write_recording(own_home / "EarlyExit-BERT-RTE")
+    write_recording(shipped / "EarlyExit-BERT-RTE")
+    assert find_recording("EarlyExit-BERT-RTE") == shipped / "EarlyExit-BERT-RTE"
+
+
+@pytest.mark.parametrize(
+    ("weights_are_shipped", "options"),
+    [
+        (True, ""),
+        (False, " --backbone google-bert/bert-base-uncased --data DIR_OR_HUB_NAME"),
+    ],
+)
+def test_missing_recording_names_the_command(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, weights_are_shipped: bool, options: str
+) -> None:
+    id, shipped = "EarlyExit-BERT-QQP", own_home / "shipped"
+    monkeypatch.setattr("cee_gym.traces.recordings._SHIPPED", shipped)
+    (own_home / id / "train.partial").mkdir(parents=True)  # a build that was killed early
+    if weights_are_shipped:
+        (shipped / id / "backbone").mkdir(parents=True)
+    with pytest.raises(MissingRecordingError) as caught:
+        find_recording(id)
+    message = str(caught.value)
+    assert f"`cee-gym build {id}{options}`" in message
+    assert str(own_home / id) in message
+    assert "\n" not in message
+
+
+def test_split_is_opened_once(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "recording")
+    train = open_split(path, "train")
+    assert open_split(str(path), "train") is train
+    assert open_split(path / "train", "train") is train
+    assert open_split(path, "dev") is not train
+
+
+def test_split_recorded_anew_is_opened_anew(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "recording")
+    before = open_split(path, "train")
+    header = path / "train" / "header.json"
+    os.utime(header, ns=(0, header.stat().st_mtime_ns + 1))
+    assert open_split(path, "train") is not before
+
+
+def test_missing_split_names_those_there_are(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "recording")
+    with pytest.raises(TraceError, match=r"no split 'test'; it has train, calibration, dev"):
+        open_split(path, "test")
+
+
+def test_single_trace_of_another_split(tmp_path: Path) -> None:
+    write_trace(tmp_path / "trace", split="dev")
+    assert open_split(tmp_path / "trace", "dev").header["split"] == "dev"
+    with pytest.raises(TraceError, match="is of split 'dev', not 'train'"):
+        open_split(tmp_path / "trace", "train")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="neither a recording nor a trace"):
+        open_split(tmp_path, "train")
