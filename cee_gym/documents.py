@@ -1,4 +1,4 @@
-"""The JSON documents that cee-gym owns: written whole or not at all, and read with one line of error."""
+"""JSON documents that cee-gym owns: written whole or not at all, read or refused in one line."""
 
 import json
 import os

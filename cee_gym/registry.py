@@ -1,8 +1,8 @@
 """Names to things: what cee-gym brings, and what a module of the user's own adds.
 
-A registry knows cee-gym's own entries as `"module:attribute"` and imports the module when an entry is
-first asked for. A user's module adds entries with a decorator. `"MODULE:NAME"` names the entry NAME
-that MODULE, imported for the purpose, adds.
+A registry knows cee-gym's own entries as `"module:attribute"` and imports the module when an entry
+is first asked for. A user's module adds entries with a decorator. `"MODULE:NAME"` names the entry
+NAME that MODULE, imported for the purpose, adds.
 """
 
 import sys
@@ -56,14 +56,15 @@ class Registry(Generic[T]):
         """The entry of this name.
 
         Raises:
-            CeeGymError: if there is none, naming the nearest ones, or its module cannot be imported.
+            CeeGymError: if there is none, naming the nearest ones, or its module cannot be
+                imported.
         """
         module, _, short = name.rpartition(":")
         if module and short not in self._entries:
             if module == "__main__":
                 raise CeeGymError(
-                    f"the {self.kind} {short!r} was defined in a script that was run by itself: put "
-                    "it into a module and import that, or define it here again"
+                    f"the {self.kind} {short!r} was defined in a script that was run by itself: "
+                    "put it into a module and import that, or define it here again"
                 )
             import_user_module(module)
         if short not in self._entries and short in self._own and not module:
@@ -107,7 +108,7 @@ def import_user_module(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise CeeGymError(
-            f"module {name} cannot be imported ({first_line(error)}); it is looked for in {here} too"
+            f"module {name} cannot be imported ({first_line(error)}); {here} was searched too"
         ) from error
     finally:
         if added:
