@@ -11,22 +11,29 @@ leaves above the threshold that conformal calibration finds,
 `cee_gym.evaluation.guarantee.conformal_threshold` on the scores of the calibration split.
 """
 
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from stable_baselines3.common.logger import Logger
 from torch.nn.functional import softplus
 
-from cee_gym.agents.base import AnyEnv, table_of
+from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.policy_agent import PerLayerAgent, TableBatches
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.agents.network_agent import Batches, NetworkAgent
+from cee_gym.agents.registry import register_agent
+from cee_gym.errors import CeeGymError
 from cee_gym.policies.networks import log_exit_distribution
-from cee_gym.problem import ExitTable
+from cee_gym.problem import Problem
+from cee_gym.settings import Range, number
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
 
 
-class CAT(PerLayerAgent):
+@register_agent("cat")
+@dataclass(kw_only=True, eq=False)
+class CAT(NetworkAgent):
     """Predicts agreement with the last layer; learns in recorded environments only.
 
     It takes nothing from the environment's reward. Its networks read the observation of the present
@@ -41,68 +48,42 @@ class CAT(PerLayerAgent):
         seed: of weights and batches.
     """
 
-    name: ClassVar[str] = "cat"
-
-    def __init__(
-        self,
-        *,
-        hidden_width: int = 32,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        batch_size: int = 32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hidden_width=hidden_width, seed=seed)
-        check_number("learning_rate", learning_rate, 0)
-        check_number("weight_decay", weight_decay, 0)
-        check_number("batch_size", batch_size, 1)
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {
-            "hidden_width": self.hidden_width,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
+    hidden_width: int = number(32, 0, search=[0, 8, 32])
+    learning_rate: float = number(1e-3, 0, search=Range(1e-4, 1e-2, log=True))
+    weight_decay: float = number(0.0, 0, search=Range(0.0, 20.0))
+    batch_size: int = number(32, 1, search=[32, 64, 128])
 
     def learn(
         self,
         env: AnyEnv,
         total_timesteps: int,
         *,
-        logger: Logger | None = None,
+        logger: "Logger | None" = None,
         progress_bar: bool = False,
     ) -> Self:
-        """See `Agent.learn`. A timestep is one state.
+        """Takes gradient steps; see `Agent.learn`. A timestep is one state.
 
         Raises:
             CeeGymError: if the environment is not a recorded one.
         """
-        table = table_of(env)
-        if table is None:
+        network, problem = self.prepare(env)
+        if problem is None:
             raise CeeGymError(
                 f"{self.name} compares each layer's prediction with the last layer's, which {env} "
                 "does not show at once: use a recorded environment"
             )
-        policy = self.make_policy(env)
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
-        agreement = balanced_agreement(table)
-        batches = TableBatches(
-            table, self.batch_size, np.random.default_rng((self.seed, self.timesteps))
-        )
+        agreement = balanced_agreement(problem)
+        rng = np.random.default_rng((self.seed, self.timesteps))
+        batches = Batches(problem, self.batch_size, rng)
         curves = Curves(
-            logger, total_timesteps, self.timesteps, len(policy.bias), progress_bar, self.name
+            logger, total_timesteps, self.timesteps, len(network.bias), progress_bar, self.name
         )
         while not curves.done:
             rows, observations, rewards = batches.next()
-            logits = policy(self.states(observations))
+            logits = network(self.states(observations))
             weights = agreement[rows]
             # softplus(-x) is -log sigmoid(x), softplus(x) is -log(1 - sigmoid(x)).
             loss = (weights.abs() * softplus(-weights.sign() * logits)).sum(dim=1).mean()
@@ -116,15 +97,16 @@ class CAT(PerLayerAgent):
                 exits.sum(dim=0).numpy(),
                 returns=float((exits * rewards).sum(dim=1).mean()),
                 hindsight=float(rewards.max(dim=1).values.mean()),
-                accuracy=float((exits.numpy() * table.correct[rows]).sum(axis=1).mean()),
+                accuracy=float((exits.numpy() * problem.correct[rows]).sum(axis=1).mean()),
                 loss=loss,
             )
         curves.close()
         self.timesteps = curves.timesteps
+        self.hand_over_network()
         return self
 
 
-def balanced_agreement(table: ExitTable) -> torch.Tensor:
+def balanced_agreement(problem: Problem) -> torch.Tensor:
     """Which layers agree with the last one, and how much each instance counts there.
 
     Returns:
@@ -132,7 +114,7 @@ def balanced_agreement(table: ExitTable) -> torch.Tensor:
         of the instances of which the same is true. At the last layer, which has nothing to learn,
         0.
     """
-    agrees = table.prediction == table.prediction[:, -1:]
+    agrees = problem.prediction == problem.prediction[:, -1:]
     share = agrees.mean(axis=0)
     weights = np.where(agrees, 0.5, -0.5) / np.where(agrees, share, 1 - share)
     weights[:, -1] = 0

@@ -18,65 +18,55 @@ without it a policy runs into a corner at the first swing of the multiplier, whe
 zero, and stays there.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cee_gym.agents.expected_return import ExpectedReturn
-from cee_gym.agents.policy_agent import Step
-from cee_gym.errors import check_number
+from cee_gym.agents.network_agent import Step
+from cee_gym.agents.presets import FROM_RULE, Preset
+from cee_gym.agents.registry import register_agent
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.networks import log_exit_distribution
-from cee_gym.problem import ExitTable
+from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
+from cee_gym.settings import Range, number
 
 
+@register_agent("constrained")
+@dataclass(kw_only=True, eq=False)
 class Constrained(ExpectedReturn):
     """Saves as many layers as it can while at most some points of accuracy are lost.
 
     The loss is against the last layer, on what the agent learns from: how far the bound holds on
     other text is what evaluation shows, and a promise takes `cee_gym.evaluation.guarantee`. It
     learns in recorded environments only, and takes nothing from their reward: neither quality nor
-    alpha.
+    alpha. Its other arguments are those of `GradientAgent`.
 
     Args:
         points_lost: x, in points, hundredths of accuracy.
         multiplier_rate: how fast the multiplier follows.
         entropy: the weight of the entropy of the exits.
-        **kwargs: see `GradientAgent`.
 
     Attributes:
         log_multiplier: u.
     """
 
-    name: ClassVar[str] = "constrained"
+    points_lost: float = number(1.0, 0, 100)
+    multiplier_rate: float = number(0.1, 0, search=Range(0.01, 1.0, log=True))
+    entropy: float = number(0.003, 0)
 
-    def __init__(
-        self,
-        *,
-        points_lost: float = 1.0,
-        multiplier_rate: float = 0.1,
-        entropy: float = 0.003,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_number("entropy", entropy, 0)
-        check_number("points_lost", points_lost, 0, 100)
-        check_number("multiplier_rate", multiplier_rate, 0)
-        self.points_lost = points_lost
-        self.multiplier_rate = multiplier_rate
-        self.entropy = entropy
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.log_multiplier = 2.0
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {
-            "points_lost": self.points_lost,
-            "multiplier_rate": self.multiplier_rate,
-            "entropy": self.entropy,
-            **super().hyperparameters(),
-        }
+    def presets(self) -> Mapping[str, Preset]:
+        """See `cee_gym.agents.presets`."""
+        return {"default": Preset(total_timesteps=1_000_000, hyperparameters=FROM_RULE)}
 
     def estimate(
         self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator
@@ -88,29 +78,28 @@ class Constrained(ExpectedReturn):
         return Step(loss, exits.detach().numpy(), rewards.numel())
 
     def objective(
-        self, table: ExitTable, rows: npt.NDArray[np.int64], rewards: torch.Tensor
+        self, problem: Problem, rows: npt.NDArray[np.int64], rewards: torch.Tensor
     ) -> torch.Tensor:
         """`R_t` of some instances, `[B, L]`, at the present multiplier."""
         weight = 1 / (1 + np.exp(-self.log_multiplier))
         depth = np.arange(1, rewards.shape[1] + 1) / rewards.shape[1]
-        return torch.from_numpy(weight * table.correct[rows] - (1 - weight) * depth).float()
+        return torch.from_numpy(weight * problem.correct[rows] - (1 - weight) * depth).float()
 
     def updated(
-        self, table: ExitTable, rows: npt.NDArray[np.int64], exits: npt.NDArray[np.floating]
+        self, problem: Problem, rows: npt.NDArray[np.int64], exits: npt.NDArray[np.floating[Any]]
     ) -> None:
         """Moves the multiplier by what the policy lost."""
         reach = 1 - np.cumsum(exits, axis=1) + exits
         taken = first_exit(exits > reach / 2)
-        correct = table.correct[rows]
+        correct = problem.correct[rows]
         lost = correct[:, -1].mean() - correct[np.arange(len(rows)), taken - 1].mean()
         self.log_multiplier += self.multiplier_rate * (lost - self.points_lost / 100)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """See `PerLayerAgent.weights`."""
-        multiplier = torch.tensor(self.log_multiplier, dtype=torch.float64)
-        return {**super().weights(), "log_multiplier": multiplier}
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The multiplier."""
+        return {"log_multiplier": torch.tensor(self.log_multiplier, dtype=torch.float64)}
 
-    def take_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """See `PerLayerAgent.take_weights`."""
-        self.log_multiplier = float(weights.pop("log_multiplier"))
-        super().take_weights(weights)
+    def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:
+        """Goes on from these networks and this multiplier."""
+        super().take(policy, tensors)
+        self.log_multiplier = float(tensors["log_multiplier"])

@@ -5,14 +5,17 @@ Under the tags Stable-Baselines3 uses where it has them.
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from cee_gym.errors import CeeGymError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
 
 Array = npt.NDArray[np.floating]
 
@@ -31,7 +34,7 @@ class Curves:
 
     def __init__(
         self,
-        logger: Logger | None,
+        logger: "Logger | None",
         total_timesteps: int,
         start: int,
         num_layers: int,
@@ -116,7 +119,7 @@ class Curves:
         if self._logger is not None and self._weight and due:
             self._write(self._logger)
 
-    def _write(self, logger: Logger) -> None:
+    def _write(self, logger: "Logger") -> None:
         for tag, value in self._sums.items():
             logger.record(tag, value / self._weight)
         layers = np.arange(1, self._num_layers + 1)

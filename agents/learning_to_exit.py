@@ -10,93 +10,78 @@ leaves where u passes a threshold. Here backbone and classifiers are fixed, so t
 problem, solved to the end on all N * L states; the paper trains all three together.
 """
 
-from pathlib import Path
-from typing import ClassVar, Self
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from scipy.special import expit
-from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import AnyEnv, Floats, table_of
-from cee_gym.errors import CeeGymError, check_number
-from cee_gym.policies.rules import Rule, graded
+from cee_gym.agents.access import AnyEnv
+from cee_gym.agents.base import Agent
+from cee_gym.agents.presets import Preset
+from cee_gym.agents.registry import register_agent
+from cee_gym.errors import CeeGymError
+from cee_gym.policies.base import ExitPolicy, Floats
+from cee_gym.policies.linear import LinearScore
+from cee_gym.settings import Range, number
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
 
 
-class LearningToExit(Rule):
-    """Leaves where the classifier is predicted to be right; learns in recorded environments only.
+@register_agent("learning-to-exit")
+@dataclass(kw_only=True, eq=False)
+class LearningToExit(Agent):
+    """Leaves where the exit is predicted to be right; learns in recorded environments only.
 
     Args:
         threshold: on the prediction, 0 to 1.
         weight_decay: on the squared weights of the standardised hidden state.
-
-    Attributes:
-        weight: w, float32 `[H]`.
-        bias: b.
     """
 
-    name: ClassVar[str] = "learning-to-exit"
-    has_memory = False
-    needs: ClassVar[tuple[str, ...]] = ("hidden",)
-    weight: torch.Tensor
-    bias: torch.Tensor
+    threshold: float = number(0.5, 0, 1, search=Range(0.0, 1.0))
+    weight_decay: float = number(1e-3, 0, search=Range(1e-5, 1.0, log=True))
 
-    def __init__(self, *, threshold: float = 0.5, weight_decay: float = 1e-3) -> None:
-        check_number("threshold", threshold, 0, 1)
-        check_number("weight_decay", weight_decay, 0)
-        self.threshold = threshold
-        self.weight_decay = weight_decay
+    def presets(self) -> Mapping[str, Preset]:
+        """It observes what it reads."""
+        return {"default": Preset(observe=("hidden",))}
 
-    def hyperparameters(self) -> dict[str, float]:
-        """What to construct the agent with, JSON-able."""
-        return {"threshold": self.threshold, "weight_decay": self.weight_decay}
+    def check_observe(self, parts: Collection[str]) -> None:
+        """Refuses observations without the hidden state."""
+        if "hidden" not in parts:
+            raise CeeGymError(f"{self.name} reads hidden: observe it")
 
     def learn(
         self,
         env: AnyEnv,
         total_timesteps: int = 0,
         *,
-        logger: Logger | None = None,
+        logger: "Logger | None" = None,
         progress_bar: bool = False,
     ) -> Self:
-        """See `Agent.learn`. It solves for all N * L states, whatever is asked for.
+        """Solves for all N * L states, whatever is asked for; see `Agent.learn`.
 
         Raises:
             CeeGymError: if the environment is not a recorded one.
         """
-        table = table_of(env)
-        if table is None:
+        problem = self.bind(env)
+        if problem is None:
             raise CeeGymError(
                 f"{self.name} learns where each layer's classifier is right, which {env} does not "
                 "tell: use a recorded environment"
             )
-        self.bind(env)
-        hidden = self.part(table.observations, "hidden")
-        self.weight, self.bias = _regress(
+        hidden = problem.observe()[..., self.layout["hidden"]]
+        weight, bias = _regress(
             hidden.reshape(-1, hidden.shape[-1]),
-            table.correct.astype(np.float32).ravel(),
+            problem.correct.astype(np.float32).ravel(),
             self.weight_decay,
         )
+        self.hand_over(LinearScore(weight, bias), self.threshold)
         return self
 
-    def exit_probability(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probability`."""
-        return self.exit_probabilities(observations[:, -1:])[:, 0]
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        logits = self.part(observations, "hidden") @ self.weight.numpy() + self.bias.item()
-        return graded(expit(logits), self.threshold)
-
-    def save_weights(self, path: Path) -> None:
-        """See `Agent.save_weights`."""
-        save_file({"weight": self.weight, "bias": self.bias}, path)
-
-    def load_weights(self, path: Path) -> None:
-        """See `Agent.load_weights`."""
-        weights = load_file(path)
-        self.weight, self.bias = weights["weight"], weights["bias"]
+    def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:
+        """There is nothing to go on from: it solves anew."""
 
 
 def _regress(x: Floats, y: Floats, weight_decay: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,23 +13,30 @@ In learning no instance judges itself: the regression that decides where an inst
 fitted to the other folds. The weights that are kept are fitted to all.
 """
 
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold
-from stable_baselines3.common.logger import Logger
 from tqdm import trange
 
-from cee_gym.agents.base import AnyEnv, table_of
-from cee_gym.agents.policy_agent import PerLayerAgent
-from cee_gym.errors import check_number
+from cee_gym.agents.access import AnyEnv, needs_problem
+from cee_gym.agents.network_agent import NetworkAgent
+from cee_gym.agents.registry import register_agent
+from cee_gym.errors import CeeGymError
+from cee_gym.settings import number
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
 
 PENALTIES = tuple(np.logspace(-1, 5, 13))
 
 
-class LongstaffSchwartz(PerLayerAgent):
+@register_agent("longstaff-schwartz")
+@dataclass(kw_only=True, eq=False)
+class LongstaffSchwartz(NetworkAgent):
     """Regression backwards over the layers; learns in recorded environments only.
 
     Its policy is one linear function per layer; the score is the sigmoid of the predicted advantage
@@ -40,44 +47,40 @@ class LongstaffSchwartz(PerLayerAgent):
         seed: of the folds and, where alpha is a range, of an alpha for each instance.
     """
 
-    name: ClassVar[str] = "longstaff-schwartz"
-
-    def __init__(self, *, folds: int = 5, seed: int = 0) -> None:
-        super().__init__(hidden_width=0, seed=seed)
-        check_number("folds", folds, 2)
-        self.folds = folds
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"folds": self.folds, "seed": self.seed}
+    folds: int = number(5, 2)
 
     def learn(
         self,
         env: AnyEnv,
         total_timesteps: int = 0,
         *,
-        logger: Logger | None = None,
+        logger: "Logger | None" = None,
         progress_bar: bool = False,
     ) -> Self:
-        """See `Agent.learn`. It takes one pass over all N * L states, whatever is asked for.
+        """Takes one pass over all N * L states, whatever is asked for; see `Agent.learn`.
 
         Raises:
-            CeeGymError: if the environment is not a recorded one.
+            CeeGymError: if the environment is not a recorded one, or has fewer than two instances.
         """
-        table = table_of(env)
-        if table is None:
-            raise self.needs_tables(env)
-        policy = self.make_policy(env)
+        network, problem = self.prepare(env)
+        if problem is None:
+            raise needs_problem(self.name, env)
+        if len(problem) < 2:
+            raise CeeGymError(
+                f"{self.name} is a regression, and {len(problem)} instance is too few for one: "
+                "record more rows"
+            )
         rng = np.random.default_rng(self.seed)
-        alpha = rng.uniform(*table.alpha, size=len(table.trace))
-        observations = torch.from_numpy(table.observe(slice(None), alpha))
-        states = policy.seen(self.states(observations)).numpy()
-        rewards = table.rewards(alpha)
-        weight, bias = _regress(states, rewards, self.folds, self.seed, progress_bar)
+        alpha = rng.uniform(*problem.alpha, size=len(problem))
+        observations = torch.from_numpy(problem.observe(alpha=alpha))
+        seen = network.seen(self.states(observations)).numpy()
+        rewards = problem.rewards(alpha)
+        weight, bias = _regress(seen, rewards, self.folds, self.seed, progress_bar)
         with torch.no_grad():
-            policy.weight.copy_(torch.from_numpy(weight))
-            policy.bias.copy_(torch.from_numpy(bias))
+            network.weight.copy_(torch.from_numpy(weight))
+            network.bias.copy_(torch.from_numpy(bias))
         self.timesteps += rewards.size
+        self.hand_over_network()
         return self
 
 

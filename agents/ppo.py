@@ -32,24 +32,31 @@ What early exit changes:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.logger import Logger
 from torch.nn.functional import logsigmoid, softplus
 
-from cee_gym.agents.base import AnyEnv, Floats, table_of
+from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.policy_agent import PerLayerAgent, Start
+from cee_gym.agents.network_agent import STARTS, NetworkAgent
+from cee_gym.agents.presets import FEW, Preset
+from cee_gym.agents.registry import register_agent
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import CeeGymError
+from cee_gym.policies.base import ExitPolicy, Floats
 from cee_gym.policies.networks import PerLayerPolicy
-from cee_gym.problem import ExitTable
+from cee_gym.policies.per_layer import Start, bounds
+from cee_gym.problem import Problem
+from cee_gym.settings import Range, number, one_of
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.logger import Logger
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -117,7 +124,9 @@ class _Step(NamedTuple):
     alphas: torch.Tensor
 
 
-class PPO(PerLayerAgent):
+@register_agent("ppo")
+@dataclass(kw_only=True, eq=False)
+class PPO(NetworkAgent):
     """Clipped PPO in any environment: recorded or live, scalar or vector.
 
     A recorded scalar environment is run `num_envs` times at once. A vector environment is taken as
@@ -126,7 +135,7 @@ class PPO(PerLayerAgent):
 
     Args:
         hidden_width: units of the hidden layer of each network, the critic's too; 0 for none.
-        start: see `PerLayerAgent`.
+        start: see `GradientAgent`.
         learning_rate: of Adam.
         num_envs: n.
         num_steps: T.
@@ -143,86 +152,44 @@ class PPO(PerLayerAgent):
         critic: V, networks like the policy's; there is one as soon as there is a policy.
     """
 
-    name: ClassVar[str] = "ppo"
-    critic: PerLayerPolicy
+    hidden_width: int = number(32, 0, search=[0, 8, 32])
+    start: Start = one_of("equally_likely", STARTS)  # type: ignore[misc]
+    learning_rate: float = number(2e-3, 0, search=Range(1e-4, 1e-2, log=True))
+    num_envs: int = number(64, 1)
+    num_steps: int = number(32, 1)
+    epochs: int = number(4, 1, search=Range(1, 10))
+    batch_size: int = number(512, 1)
+    clip_range: float = number(0.2, 0, search=Range(0.05, 0.4))
+    gae_lambda: float = number(0.95, 0, 1, search=Range(0.8, 1.0))
+    value_coefficient: float = number(0.5, 0)
+    entropy_coefficient: float = number(0.0, 0, search=Range(0.0, 0.02))
+    max_grad_norm: float = number(0.5, 0)
+    is_probability: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        *,
-        hidden_width: int = 32,
-        start: Start = "equally_likely",
-        learning_rate: float = 2e-3,
-        num_envs: int = 64,
-        num_steps: int = 32,
-        epochs: int = 4,
-        batch_size: int = 512,
-        clip_range: float = 0.2,
-        gae_lambda: float = 0.95,
-        value_coefficient: float = 0.5,
-        entropy_coefficient: float = 0.0,
-        max_grad_norm: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hidden_width=hidden_width, start=start, seed=seed)
-        check_number("learning_rate", learning_rate, 0)
-        check_number("num_envs", num_envs, 1)
-        check_number("num_steps", num_steps, 1)
-        check_number("epochs", epochs, 1)
-        check_number("batch_size", batch_size, 1)
-        check_number("clip_range", clip_range, 0)
-        check_number("gae_lambda", gae_lambda, 0, 1)
-        check_number("value_coefficient", value_coefficient, 0)
-        check_number("entropy_coefficient", entropy_coefficient, 0)
-        check_number("max_grad_norm", max_grad_norm, 0)
-        self.learning_rate = learning_rate
-        self.num_envs = num_envs
-        self.num_steps = num_steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.clip_range = clip_range
-        self.gae_lambda = gae_lambda
-        self.value_coefficient = value_coefficient
-        self.entropy_coefficient = entropy_coefficient
-        self.max_grad_norm = max_grad_norm
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {
-            "hidden_width": self.hidden_width,
-            "start": self.start,
-            "learning_rate": self.learning_rate,
-            "num_envs": self.num_envs,
-            "num_steps": self.num_steps,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "clip_range": self.clip_range,
-            "gae_lambda": self.gae_lambda,
-            "value_coefficient": self.value_coefficient,
-            "entropy_coefficient": self.entropy_coefficient,
-            "max_grad_norm": self.max_grad_norm,
-            "seed": self.seed,
-        }
+    def presets(self) -> Mapping[str, Preset]:
+        """Without weight decay, it reads only a few numbers."""
+        return {"default": Preset(observe=FEW, hyperparameters={"start": "confidence"})}
 
     def learn(
         self,
         env: AnyEnv,
         total_timesteps: int,
         *,
-        logger: Logger | None = None,
+        logger: "Logger | None" = None,
         progress_bar: bool = False,
     ) -> Self:
-        """See `Agent.learn`. The last update is made whole, so a few timesteps more are taken.
+        """Takes updates; see `Agent.learn`. The last is made whole, so a few timesteps more are taken.
 
         Raises:
             CeeGymError: if the environment resets at another time, or the policy diverges.
         """
-        policy = self.make_policy(env)
-        parameters = [*policy.parameters(), *self.critic.parameters()]
+        network, problem = self.prepare(env)
+        parameters = [*network.parameters(), *self.critic.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, eps=1e-5)
         rng = np.random.default_rng((self.seed, self.timesteps))
-        rollouts = self.rollouts(self.vectorised(env), rng)
+        rollouts = self.rollouts(self.vectorised(env, problem), problem, rng)
         curves = Curves(
-            logger, total_timesteps, self.timesteps, len(policy.bias), progress_bar, self.name
+            logger, total_timesteps, self.timesteps, len(network.bias), progress_bar, self.name
         )
         while not curves.done:
             rollout = next(rollouts)
@@ -257,16 +224,21 @@ class PPO(PerLayerAgent):
             )
         curves.close()
         self.timesteps = curves.timesteps
+        self.hand_over_network()
         return self
 
-    def vectorised(self, env: AnyEnv) -> VectorEnv:
+    def vectorised(self, env: AnyEnv, problem: Problem | None) -> VectorEnv:
         """The vector environment to learn in.
+
+        Args:
+            env: scalar or vector.
+            problem: behind it, where no wrapper changes what it pays.
 
         Raises:
             CeeGymError: if it does not reset in the same step.
         """
         inner = env.unwrapped
-        if isinstance(inner, EarlyExitEnv):
+        if isinstance(inner, EarlyExitEnv) and problem is not None:
             return EarlyExitVectorEnv.of(inner, self.num_envs)
         if isinstance(env, gym.Env):
             scalar = env
@@ -278,14 +250,18 @@ class PPO(PerLayerAgent):
             )
         return env
 
-    def rollouts(self, envs: VectorEnv, rng: np.random.Generator) -> Iterator[Rollout]:
+    def rollouts(
+        self, envs: VectorEnv, problem: Problem | None, rng: np.random.Generator
+    ) -> Iterator[Rollout]:
         """Rollout after rollout, each by the policy as it is then.
 
         Args:
             envs: see `vectorised`.
+            problem: behind them, which tells the best return in hindsight.
             rng: of the environments' seeds and of the actions.
         """
-        policy, table = self._learned(), table_of(envs)
+        network = self.network
+        assert network is not None
         num_steps = math.ceil(self.num_envs * self.num_steps / envs.num_envs)
         observations, infos = envs.reset(seed=int(rng.integers(2**31)))
         instances, alphas = infos["instance"], infos["alpha"]
@@ -294,7 +270,7 @@ class PPO(PerLayerAgent):
             steps = []
             for uniforms in rng.random((num_steps, envs.num_envs), dtype=np.float32):
                 with torch.no_grad():
-                    logits = policy.at(states, layers)
+                    logits = network.at(states, layers)
                 leave = torch.from_numpy(uniforms) < torch.sigmoid(logits)
                 observations, rewards, ended, _, infos = envs.step(np.where(leave, EXIT, CONTINUE))
                 correct = infos["final_info"]["correct"] if ended.any() else ended
@@ -304,7 +280,7 @@ class PPO(PerLayerAgent):
                     instances = np.where(ended, infos["instance"], instances)
                     alphas = np.where(ended, infos["alpha"], alphas)
                 states, layers = self._read(observations)
-            yield self._rollout(steps, states, layers, table)
+            yield self._rollout(steps, states, layers, problem)
 
     def _read(self, observations: Floats) -> tuple[torch.Tensor, torch.Tensor]:
         """States `[n, D]` and layers `[n]`, from 0."""
@@ -317,7 +293,7 @@ class PPO(PerLayerAgent):
         steps: list[_Step],
         next_states: torch.Tensor,
         next_layers: torch.Tensor,
-        table: ExitTable | None,
+        problem: Problem | None,
     ) -> Rollout:
         """The steps, with what the critic says of them and how their episodes came out."""
         taken = _Step(*map(torch.stack, zip(*steps, strict=True)))
@@ -328,9 +304,9 @@ class PPO(PerLayerAgent):
         left = taken.ended
         episodes = max(1, int(left.sum()))  # what is a mean over none of them has no weight
         hindsight = None
-        if table is not None:
-            rows, price = taken.instances[left].numpy(), taken.alphas[left][:, None].numpy()
-            best = (table.quality[rows] - price * table.price[rows]).max(axis=1)
+        if problem is not None:
+            rows, alpha = taken.instances[left].numpy(), taken.alphas[left].numpy()
+            best = problem.rewards(alpha, rows).max(axis=1)
             hindsight = float(best.sum()) / episodes
         rewards = taken.rewards.float()
         return Rollout(
@@ -351,7 +327,8 @@ class PPO(PerLayerAgent):
         states, layers, advantage = (
             column[rows] for column in (rollout.states, rollout.layers, rollout.advantages)
         )
-        logits, values = self._learned().at(states, layers), self.critic.at(states, layers)
+        assert self.network is not None
+        logits, values = self.network.at(states, layers), self.critic.at(states, layers)
         value = (values - rollout.values[rows] - advantage).square().mean()
         # From here on means are over the steps with a choice.
         choice = (layers < len(self.critic.bias) - 1).float()
@@ -371,28 +348,33 @@ class PPO(PerLayerAgent):
             clip_fraction=(weight * ((ratio - 1).abs() > self.clip_range)).sum(),
         )
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """See `PerLayerAgent.weights`."""
-        weights = super().weights()
-        critic = self.critic.state_dict()
-        return {**weights, **{f"critic.{name}": tensor for name, tensor in critic.items()}}
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The critic."""
+        return {f"critic.{name}": one for name, one in self.critic.state_dict().items()}
 
-    def take_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """See `PerLayerAgent.take_weights`."""
-        names = [name for name in weights if name.startswith("critic.")]
-        critic = {name.removeprefix("critic."): weights.pop(name) for name in names}
-        super().take_weights(weights)
+    def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:
+        """Goes on from these networks and this critic."""
+        super().take(policy, tensors)
+        assert self.network is not None
+        self.critic = self._new_critic(self.network)
+        critic = {name.removeprefix("critic."): one for name, one in tensors.items()}
         self.critic.load_state_dict(critic)
 
-    def _new_policy(self) -> PerLayerPolicy:
-        policy, bounds = super()._new_policy(), self._bounds()
+    def new_network(self) -> PerLayerPolicy:
+        """Fresh networks, and a fresh critic beside them."""
+        network = super().new_network()
+        self.critic = self._new_critic(network)
+        return network
+
+    def _new_critic(self, network: PerLayerPolicy) -> PerLayerPolicy:
+        seen = bounds(self.layout, self.alpha_range)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed + 1)
-            self.critic = PerLayerPolicy(
-                bounds.shape[1], len(policy.bias), self.hidden_width, bounds=bounds
+            critic = PerLayerPolicy(
+                seen.shape[1], len(network.bias), self.hidden_width, bounds=seen
             )
-        torch.nn.init.zeros_(self.critic.bias)
-        return policy
+        torch.nn.init.zeros_(critic.bias)
+        return critic
 
 
 def log_probability(logits: torch.Tensor, leave: torch.Tensor) -> torch.Tensor:

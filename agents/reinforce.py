@@ -14,51 +14,47 @@ In a recorded environment every state of an instance is known, so the policy is 
 the K exits are drawn from its exit distribution. In any other, K episodes of each instance are run.
 """
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from cee_gym.agents.base import AnyEnv
-from cee_gym.agents.policy_agent import GradientAgent, Played, Step
+from cee_gym.agents.access import AnyEnv
+from cee_gym.agents.network_agent import GradientAgent, Played, Step
+from cee_gym.agents.presets import FROM_RULE, LARGE_BATCHES, MANY_ROWS, Preset
+from cee_gym.agents.registry import register_agent
 from cee_gym.agents.rollouts import play
-from cee_gym.errors import CeeGymError
+from cee_gym.policies.base import Floats
 from cee_gym.policies.networks import PerLayerPolicy, log_exit_distribution
+from cee_gym.settings import number, one_of
 
 Baseline = Literal["leave_one_out", "mean"]
 
 
+@register_agent("reinforce")
+@dataclass(kw_only=True, eq=False)
 class Reinforce(GradientAgent):
     """REINFORCE with K rollouts of each instance.
 
+    Its other arguments are those of `GradientAgent`.
+
     Args:
-        rollouts: K, at least 2.
+        rollouts: K, at least 2, since the baseline is the mean of an instance's other rollouts.
         baseline: `"leave_one_out"`, or `"mean"` as in the paper.
-        **kwargs: see `GradientAgent`.
     """
 
-    name: ClassVar[str] = "reinforce"
+    rollouts: int = number(8, 2, search=[4, 8, 16])
+    baseline: Baseline = one_of("leave_one_out", ("leave_one_out", "mean"))
 
-    def __init__(
-        self, *, rollouts: int = 8, baseline: Baseline = "leave_one_out", **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        if rollouts < 2:
-            raise CeeGymError(
-                f"rollouts is {rollouts}: the baseline is the mean of an instance's other "
-                "rollouts, so it takes at least 2"
-            )
-        if baseline not in ("leave_one_out", "mean"):
-            raise CeeGymError(f"baseline {baseline!r} is unknown: use 'leave_one_out' or 'mean'")
-        self.rollouts = rollouts
-        self.baseline: Baseline = baseline
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
+    def presets(self) -> Mapping[str, Preset]:
+        """See `cee_gym.agents.presets`."""
         return {
-            "rollouts": self.rollouts,
-            "baseline": self.baseline,
-            **super().hyperparameters(),
+            "default": Preset(
+                total_timesteps=2_000_000, hyperparameters={**FROM_RULE, **LARGE_BATCHES}
+            ),
+            "many rows": Preset(total_timesteps=6_000_000, hyperparameters=MANY_ROWS),
         }
 
     def estimate(
@@ -69,11 +65,18 @@ class Reinforce(GradientAgent):
         loss = surrogate_loss(logits, exits, rewards.gather(1, exits), self.baseline)
         return Step(loss, self._shares(exits, logits.shape[1]), int((exits + 1).sum()))
 
-    def play(self, env: AnyEnv, policy: PerLayerPolicy, rng: np.random.Generator) -> Played:
+    def play(self, env: AnyEnv, network: PerLayerPolicy, rng: np.random.Generator) -> Played:
         """Runs K episodes of each of a batch of instances that the environment draws."""
-        uniforms = self._uniforms(rng, self.batch_size, len(policy.bias))
-        run = play(env, uniforms.numpy(), lambda obs, u: u < self.exit_probability(obs[:, None]))
-        logits = policy(self.states(torch.from_numpy(run.observations)))
+        uniforms = self._uniforms(rng, self.batch_size, len(network.bias))
+
+        def leave(observations: Floats, uniform: Floats) -> np.ndarray:
+            with torch.inference_mode():
+                given = torch.from_numpy(np.ascontiguousarray(observations))
+                layer = given[:, self.layout["layer"]].argmax(dim=1)
+                return uniform < torch.sigmoid(network.at(self.states(given), layer)).numpy()
+
+        run = play(env, uniforms.numpy(), leave)
+        logits = network(self.states(torch.from_numpy(run.observations)))
         exits = torch.from_numpy(run.exits)
         return Played(
             loss=surrogate_loss(logits, exits, torch.from_numpy(run.returns), self.baseline),

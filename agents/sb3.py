@@ -18,8 +18,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from cee_gym.agents.base import check_scalar_reward
+from cee_gym.agents.access import access, check_no_wrappers
 from cee_gym.envs import EarlyExitVectorEnv
+from cee_gym.envs.episode import check_options
 from cee_gym.errors import CeeGymError
 
 
@@ -35,9 +36,11 @@ def make_sb3_vec_env(
         **kwargs: of the environment, where an id is given.
 
     Raises:
-        CeeGymError: if the environment is not ours, resets at another time or has vector rewards.
+        CeeGymError: if the environment is not ours, is wrapped, resets at another time or has vector
+            rewards.
     """
     made = gym.make_vec(env, num_envs, **kwargs) if isinstance(env, str) else env
+    check_no_wrappers(made, "Stable-Baselines3")
     vector = made.unwrapped
     if not isinstance(vector, EarlyExitVectorEnv):
         raise CeeGymError(f"make_sb3_vec_env takes a recorded environment, not {env}")
@@ -45,7 +48,7 @@ def make_sb3_vec_env(
         raise CeeGymError(
             "Stable-Baselines3 resets in the same step: use autoreset_mode='SameStep'"
         )
-    check_scalar_reward(vector)
+    access(vector)  # refuses vector rewards
     adapted = SB3VecEnv(vector)
     if seed is not None:
         adapted.seed(seed)
@@ -65,6 +68,7 @@ class SB3VecEnv(VecEnv):
     def __init__(self, env: EarlyExitVectorEnv) -> None:
         self.env = env
         self.render_mode = env.render_mode
+        self.metadata = env.metadata
         self._actions: npt.NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
         self._start = time.perf_counter()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -73,8 +77,12 @@ class SB3VecEnv(VecEnv):
         """Observations float32 `[n, D]`."""
         seeds = list(self._seeds)
         options: dict[str, Any] = {}
+        for option in self._options:
+            check_options(option, ("instance", "alpha"))
         for key in ("instance", "alpha"):
             if any(key in option for option in self._options):
+                if not all(key in option for option in self._options):
+                    raise CeeGymError(f"option {key!r} must be given to all environments, or none")
                 options[key] = np.array([option[key] for option in self._options])
         observations, infos = self.env.reset(
             seed=seeds if any(seed is not None for seed in seeds) else None, options=options

@@ -1,9 +1,33 @@
-"""How hard an instance is: the layer from which a model stays right about it."""
+"""How hard an instance is, and the weight of its cost that follows.
 
+A module of your own adds a weight:
+
+    @register_hardness("mean_correct")
+    def mean_correct(exits):
+        return exits.correct.mean(axis=1)
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cee_gym.registry import Registry
+
+# From what the exits read, arrays [N, L], to the weight of each instance's cost, [N].
+Weight = Callable[[Any], npt.ArrayLike]
+HARDNESS: Registry[Weight] = Registry("hardness")
+
+
+def register_hardness(name: str) -> Callable[[Weight], Weight]:
+    """Makes a function a weight of the cost that `Reward` knows by name."""
+
+    def register(weight: Weight) -> Weight:
+        HARDNESS.add(name, weight)
+        return weight
+
+    return register
 
 
 def memorized_layer(correct: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -33,3 +57,14 @@ def memorized_layer(correct: npt.ArrayLike) -> npt.NDArray[np.int64]:
         wrong_from_the_end.any(axis=1), wrong_from_the_end.argmax(axis=1), num_layers
     )
     return np.minimum(num_layers - right_at_the_end + 1, num_layers).astype(np.int64)
+
+
+@register_hardness("memorized_layer")
+def _memorized_layer(exits: Any) -> npt.NDArray[np.float64]:
+    """`1 - m/L` (ConsistentEE, equation 5)."""
+    return 1.0 - memorized_layer(exits.correct) / exits.correct.shape[1]
+
+
+@register_hardness("last_layer_loss")
+def _last_layer_loss(exits: Any) -> npt.NDArray[np.float64]:
+    return np.exp(-exits.loss[:, -1].astype(np.float64))

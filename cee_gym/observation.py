@@ -2,66 +2,239 @@
 
 | part | width | what it is | bounds |
 |---|---|---|---|
-| hidden | H | the pooled hidden state of the layer | those of float32 |
+| hidden | H | the state of the layer | those of float32 |
 | layer | L | the layer, one-hot | 0, 1 |
-| probs | C | the class probabilities its classifier gives | 0, 1 |
+| probs | C | the class probabilities its exit gives | 0, 1 |
 | entropy | 1 | their entropy, divided by log C | 0, 1 |
 | confidence | 1 | the largest of them | 0, 1 |
 | alpha | 1 | the price of one layer in this episode | its range, or 0 up where fixed |
+
+A part is one function, which serves recorded, live and deployed states alike. A module of your own
+adds one:
+
+    @register_observation("margin", width=1, low=0.0, high=1.0)
+    def margin(seen):
+        best = seen.xp.sort(seen.probs, axis=-1)
+        return best[..., -1:] - best[..., -2:-1]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box
 
-from cee_gym.errors import CeeGymError, did_you_mean
-from cee_gym.traces.trace import log_softmax
+from cee_gym.errors import CeeGymError
+from cee_gym.registry import Registry
+from cee_gym.traces.readout import log_softmax
+from cee_gym.traces.trace import Trace
 
-Floats = npt.NDArray[np.floating]
 Layout = dict[str, slice]
+Array = Any  # of numpy or of torch
+Floats = npt.NDArray[np.float32]
+
+MOST_BYTES_IN_MEMORY = 4 * 2**30
+_BYTES_AT_A_TIME = 64 * 2**20
 
 
-def layout_of(observe: Sequence[str], num_layers: int, width: int, num_labels: int) -> Layout:
-    """Where each part stands in the observation.
+class Sizes(NamedTuple):
+    """Of a backbone with exits: L exits, states H wide, C classes."""
+
+    num_layers: int
+    width: int
+    num_labels: int
+
+
+class Seen:
+    """What n instances have shown at t exits in a row, as arrays `[n, t, ...]`.
 
     Args:
-        observe: names of parts, in the order they are to have.
-        num_layers: L.
-        width: H.
-        num_labels: C.
+        xp: the array library, numpy or `array_api_compat.torch`.
+        sizes: of the backbone.
+        layers: the number of the first and the last of the t exits, from 1.
+        alpha: the price of one layer: a number, or `[n, 1, 1]`.
+        hidden: `[n, t, H]`.
+        logits: float32 `[n, t, C]`; None where they were not recorded.
+        confidence: `[n, t]`; by default computed from the logits.
+        entropy: `[n, t]` in nats; by default computed from the logits.
+        prediction: integers `[n, t]`; by default computed from the logits.
+    """
+
+    def __init__(
+        self,
+        xp: Any,
+        sizes: Sizes,
+        layers: tuple[int, int],
+        alpha: Any,
+        hidden: Array,
+        logits: Array | None,
+        *,
+        confidence: Array | None = None,
+        entropy: Array | None = None,
+        prediction: Array | None = None,
+    ) -> None:
+        self.xp, self.sizes, self.layers, self.alpha = xp, sizes, layers, alpha
+        self.hidden = hidden
+        self._logits = logits
+        # Those that are given take the place of the cached properties.
+        given = {"confidence": confidence, "entropy": entropy, "prediction": prediction}
+        vars(self).update({name: array for name, array in given.items() if array is not None})
+
+    @property
+    def logits(self) -> Array:
+        """The class logits `[n, t, C]`.
+
+        Raises:
+            CeeGymError: if they were not recorded.
+        """
+        if self._logits is None:
+            raise CeeGymError(
+                f"the trace holds no logits, as it has {self.sizes.num_labels} classes, and a part "
+                "of the observation is made of them: leave that part ('probs', for one) out"
+            )
+        return self._logits
+
+    @cached_property
+    def log_probs(self) -> Array:
+        """Logarithms of the class probabilities, `[n, t, C]`."""
+        return log_softmax(self.logits, self.xp)
+
+    @cached_property
+    def probs(self) -> Array:
+        """The class probabilities, `[n, t, C]`."""
+        return self.xp.exp(self.log_probs)
+
+    @cached_property
+    def confidence(self) -> Array:
+        """The largest class probability, `[n, t]`."""
+        return self.xp.exp(self.xp.max(self.log_probs, axis=-1))
+
+    @cached_property
+    def entropy(self) -> Array:
+        """The entropy of the class probabilities in nats, `[n, t]`."""
+        return -self.xp.sum(self.probs * self.log_probs, axis=-1)
+
+    @cached_property
+    def prediction(self) -> Array:
+        """The most probable class, `[n, t]`."""
+        return self.xp.argmax(self.logits, axis=-1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an observation.
+
+    Attributes:
+        of: from what is seen `[n, t, ...]` to the part `[n, t, width]`, or what broadcasts to it.
+        width: its number of columns.
+        low: their lowest value.
+        high: their highest value.
+        path: whether it reads exits before the present one. The t exits are then all up to the
+            present one; else they may be the present one alone.
+    """
+
+    of: Callable[[Seen], Array]
+    width: Callable[[Sizes], int]
+    low: float
+    high: float
+    path: bool = False
+
+
+PARTS: Registry[Part] = Registry("part of an observation")
+
+
+def register_observation(
+    name: str,
+    *,
+    width: int | Callable[[Sizes], int] = 1,
+    low: float,
+    high: float,
+    path: bool = False,
+) -> Callable[[Callable[[Seen], Array]], Callable[[Seen], Array]]:
+    """Makes a function a part of observations; see `Part`.
+
+    Args:
+        name: what `observe` is to call it.
+        width: a number, or a function of the sizes of the backbone.
+        low: the lowest value of a column.
+        high: the highest.
+        path: whether it reads exits before the present one.
+    """
+
+    def register(of: Callable[[Seen], Array]) -> Callable[[Seen], Array]:
+        columns = (lambda _: width) if isinstance(width, int) else width
+        PARTS.add(name, Part(of, columns, low, high, path), of.__module__)
+        return of
+
+    return register
+
+
+@register_observation("hidden", width=lambda sizes: sizes.width, low=-np.inf, high=np.inf)
+def _hidden(seen: Seen) -> Array:
+    return seen.hidden
+
+
+@register_observation("layer", width=lambda sizes: sizes.num_layers, low=0.0, high=1.0)
+def _layer(seen: Seen) -> Array:
+    xp, (first, last) = seen.xp, seen.layers
+    one_hot = xp.eye(seen.sizes.num_layers, dtype=xp.float32, device=seen.hidden.device)
+    return one_hot[None, first - 1 : last]
+
+
+@register_observation("probs", width=lambda sizes: sizes.num_labels, low=0.0, high=1.0)
+def _probs(seen: Seen) -> Array:
+    # Rounding can carry what is a probability past 1, out of the observation space.
+    return seen.xp.clip(seen.probs, 0.0, 1.0)
+
+
+@register_observation("entropy", low=0.0, high=1.0)
+def _entropy(seen: Seen) -> Array:
+    scale = float(np.log(max(seen.sizes.num_labels, 2)))
+    return seen.xp.clip(seen.entropy / scale, 0.0, 1.0)[..., None]
+
+
+@register_observation("confidence", low=0.0, high=1.0)
+def _confidence(seen: Seen) -> Array:
+    return seen.xp.clip(seen.confidence, 0.0, 1.0)[..., None]
+
+
+@register_observation("alpha", low=0.0, high=np.inf)
+def _alpha(seen: Seen) -> Array:
+    return seen.alpha
+
+
+def layout_of(observe: Sequence[str], sizes: Sizes) -> Layout:
+    """The columns of each part of an observation.
+
+    Args:
+        observe: names of parts, in the order they are to have; `MODULE:NAME` imports MODULE.
+        sizes: of the backbone.
 
     Raises:
         CeeGymError: if a part is unknown or named twice, or there is none.
 
-    >>> layout_of(("hidden", "layer"), num_layers=12, width=768, num_labels=2)
+    >>> layout_of(("hidden", "layer"), Sizes(num_layers=12, width=768, num_labels=2))
     {'hidden': slice(0, 768, None), 'layer': slice(768, 780, None)}
     """
-    widths = {
-        "hidden": width,
-        "layer": num_layers,
-        "probs": num_labels,
-        "entropy": 1,
-        "confidence": 1,
-        "alpha": 1,
-    }
     if isinstance(observe, str) or not observe:
         raise CeeGymError(f"observe must name parts, such as ('hidden', 'layer'), got {observe!r}")
     layout: Layout = {}
     start = 0
-    for part in observe:
-        if part not in widths:
-            hint = did_you_mean(str(part), list(widths))
-            raise CeeGymError(f"observe names an unknown part {part!r}: {hint}")
-        if part in layout:
-            raise CeeGymError(f"observe names {part!r} twice")
-        layout[part] = slice(start, start + widths[part])
-        start += widths[part]
+    for given in observe:
+        width = PARTS.get(str(given)).width(sizes)
+        name = str(given).rpartition(":")[2]
+        if name in layout:
+            raise CeeGymError(f"observe names {name!r} twice")
+        layout[name] = slice(start, start + width)
+        start += width
     return layout
 
 
-def width_of(layout: Layout) -> int:
+def width_of(layout: Mapping[str, slice]) -> int:
     """D, the width of the whole observation."""
     return sum(where.stop - where.start for where in layout.values())
 
@@ -70,10 +243,10 @@ def space_of(layout: Layout, alpha: tuple[float, float]) -> Box:
     """The observation space, a float32 Box `[D]`."""
     low = np.zeros(width_of(layout), dtype=np.float32)
     high = np.ones_like(low)
-    if "hidden" in layout:
-        low[layout["hidden"]], high[layout["hidden"]] = -np.inf, np.inf
-    if "alpha" in layout:
-        low[layout["alpha"]], high[layout["alpha"]] = allowed_alpha(layout, alpha)
+    for name, where in layout.items():
+        part = PARTS.get(name)
+        bounds = allowed_alpha(layout, alpha) if name == "alpha" else (part.low, part.high)
+        low[where], high[where] = bounds
     limits = np.finfo(np.float32)  # infinite bounds would draw warnings from the checkers
     return Box(low.clip(limits.min), high.clip(None, limits.max), dtype=np.float32)
 
@@ -84,43 +257,117 @@ def allowed_alpha(layout: Layout, alpha: tuple[float, float]) -> tuple[float, fl
     return alpha if "alpha" in layout and low < high else (0.0, np.inf)
 
 
-def write(
-    out: npt.NDArray[np.float32],
-    layout: Layout,
-    *,
-    hidden: Floats,
-    layer: Floats,
-    logits: npt.NDArray[np.float32] | None,
-    entropy: npt.NDArray[np.float32],
-    confidence: npt.NDArray[np.float32],
-    num_labels: int,
-    alpha: float | Floats,
-) -> None:
-    """Writes observations.
+def needs_path(parts: Sequence[str]) -> bool:
+    """Whether one of these parts reads exits before the present one."""
+    return any(PARTS.get(name).path for name in parts)
+
+
+def observe_into(out: Floats, layout: Layout, seen: Seen) -> None:
+    """Writes the observations of numpy arrays into float32 `[n, t, D]`."""
+    for name, where in layout.items():
+        out[..., where] = PARTS.get(name).of(seen)
+
+
+def observe_last(parts: Sequence[str], seen: Seen) -> Array:
+    """The observation of the last of the t exits, float32 `[n, D]`, in the array library of `seen`.
 
     Args:
-        out: `[..., D]`, written to.
-        layout: of the D columns.
-        hidden: `[..., H]`.
-        layer: one-hot `[..., L]`.
-        logits: `[..., C]`; None where they are not observed.
-        entropy: `[...]`, in nats.
-        confidence: `[...]`.
-        num_labels: C.
-        alpha: the price of one layer, a number or `[..., 1]`.
+        parts: in order.
+        seen: what n instances have shown.
     """
-    for part, where in layout.items():
-        if part == "hidden":
-            out[..., where] = hidden
-        elif part == "layer":
-            out[..., where] = layer
-        elif part == "probs":
-            assert logits is not None
-            # Rounding can carry what is a probability past 1, out of the observation space.
-            out[..., where] = np.exp(log_softmax(logits)).clip(0, 1)
-        elif part == "entropy":
-            out[..., where] = (entropy / np.log(max(num_labels, 2))).clip(0, 1)[..., None]
-        elif part == "confidence":
-            out[..., where] = confidence.clip(0, 1)[..., None]
-        elif part == "alpha":
-            out[..., where] = alpha
+    columns = [PARTS.get(name).of(seen)[:, -1] for name in parts]
+    if len(columns) == 1 and len(columns[0]) == len(seen.hidden):
+        return columns[0]
+    shape = (len(seen.hidden), -1)
+    return seen.xp.concat(
+        [seen.xp.broadcast_to(one, (shape[0], one.shape[-1])) for one in columns], axis=1
+    )
+
+
+class RecordedObservations:
+    """The observations of all states of a trace, by rows.
+
+    They are held in memory where they fit, and computed from the trace at each call where not. The
+    column of alpha is 0 in them.
+
+    Args:
+        trace: of N instances and L exits.
+        observe: names of parts.
+
+    Raises:
+        CeeGymError: if a part is unknown, or made of what the trace does not hold.
+
+    Attributes:
+        layout: the columns of each part.
+    """
+
+    def __init__(self, trace: Trace, observe: Sequence[str]) -> None:
+        self._trace = trace
+        self.layout = layout_of(observe, Sizes(trace.num_layers, trace.width, trace.num_labels))
+        self._shape = (len(trace), trace.num_layers, width_of(self.layout))
+        self._compute(slice(0, 1))  # refuses what the trace does not hold
+
+    def __getitem__(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
+        """Those of some instances, float32 `[B, L, D]`; to be read only."""
+        return self._compute(rows) if self.table is None else self.table[rows]
+
+    def at(
+        self, instances: npt.NDArray[np.integer[Any]], layers: npt.NDArray[np.integer[Any]]
+    ) -> Floats:
+        """Fresh observations of B states, float32 `[B, D]`.
+
+        Args:
+            instances: integers `[B]`.
+            layers: integers `[B]`, from 1.
+        """
+        if self.table is None:
+            return self._compute(instances)[np.arange(len(instances)), layers - 1]
+        _, num_layers, width = self._shape
+        states = instances * num_layers + (layers - 1)
+        return self.table.reshape(-1, width).take(states, axis=0)
+
+    @cached_property
+    def table(self) -> Floats | None:
+        """All of them, float32 `[N, L, D]`, read-only; None where that is too large for memory."""
+        if int(np.prod(self._shape)) * 4 > MOST_BYTES_IN_MEMORY:
+            return None
+        table = np.empty(self._shape, dtype=np.float32)
+        at_a_time = max(1, _BYTES_AT_A_TIME // table[0].nbytes)
+        for start in range(0, len(table), at_a_time):
+            rows = slice(start, start + at_a_time)
+            observe_into(table[rows], self.layout, self._seen(rows))
+        table.setflags(write=False)
+        return table
+
+    def _compute(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
+        seen = self._seen(rows)
+        out = np.empty((len(seen.hidden), *self._shape[1:]), dtype=np.float32)
+        observe_into(out, self.layout, seen)
+        return out
+
+    def _seen(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Seen:
+        trace = self._trace
+        return Seen(
+            np,
+            Sizes(trace.num_layers, trace.width, trace.num_labels),
+            (1, trace.num_layers),
+            0.0,
+            trace.states[rows],
+            None if trace.logits is None else trace.logits[rows],
+            confidence=trace.confidence[rows],
+            entropy=trace.entropy[rows],
+            prediction=trace.prediction[rows],
+        )
+
+
+# They live as long as a problem uses them, so that all prices and rewards share one.
+_recorded: WeakValueDictionary[tuple[Any, ...], RecordedObservations] = WeakValueDictionary()
+
+
+def recorded_observations(trace: Trace, observe: Sequence[str]) -> RecordedObservations:
+    """The observations of a trace; equal arguments give the same object."""
+    key = (trace, tuple(observe))
+    found = _recorded.get(key)
+    if found is None:
+        found = _recorded[key] = RecordedObservations(trace, observe)
+    return found

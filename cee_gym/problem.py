@@ -1,9 +1,12 @@
-"""Everything a recorded environment shows and pays, as tables over all instances and layers."""
+"""A problem: a trace, a reward, and what is observed.
+
+Everything an environment shows and pays, as tables over N instances and L exits. Environments are
+views of it, and agents that can use all of it at once learn from it directly.
+"""
 
 import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,86 +15,162 @@ import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
-from cee_gym.observation import Layout, layout_of, width_of, write
+from cee_gym.observation import Layout, recorded_observations
 from cee_gym.reward import Reward, alpha_range
 from cee_gym.traces.recordings import find_recording, open_split
 from cee_gym.traces.trace import Trace
 
-MOST_BYTES_IN_MEMORY = 4 * 2**30
-_BYTES_AT_A_TIME = 64 * 2**20
-# A table lives as long as an environment uses it, so that a thousand scalar environments share one.
-_tables: WeakValueDictionary[tuple[Any, ...], "ExitTable"] = WeakValueDictionary()
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.integer[Any]] | slice
+
+OBSERVE = ("hidden", "layer")
 
 
-@dataclass(frozen=True, eq=False)
-class ExitTable:
-    """A (Trace, Reward) pair, laid out to be looked up. All arrays are read-only.
+class Problem:
+    """Early exit over a trace as optimal stopping. It cannot be changed; its arrays are read-only.
+
+    Args:
+        trace: what backbone and exits did on a split.
+        reward: how an exit is paid for.
+        observe: the parts of an observation; see `cee_gym.observation`.
+        alpha: the price of one layer, or the range `(low, high)` from which episodes draw it.
+
+    Raises:
+        CeeGymError: if an argument does not fit the trace.
 
     Attributes:
-        trace: what it was computed from.
-        observations: float32 `[N, L, D]`, the observation of each state. Where alpha is observed,
-            its column holds the lowest, and an episode puts its own there.
-        quality: float32 `[N, L]`, what leaving achieves.
-        price: float32 `[N, L]`, what it costs, in units of alpha.
-        memorized_layer: int64 `[N]`, from 1.
-        correct: bool `[N, L]`, whether the layer's classifier is right.
-        prediction: int64 `[N, L]`, the class it gives.
+        trace: of N instances and L exits.
+        reward: how an exit is paid for.
         alpha: the lowest and highest price of one layer; equal where it is fixed.
         layout: the columns of each part of an observation.
-        deterministic: False where the prices were measured; see `cee_gym.Reward`.
+        quality: float32 `[N, L]`, what leaving achieves.
+        price: float32 `[N, L]`, what it costs, in units of alpha.
     """
 
-    trace: Trace
-    observations: npt.NDArray[np.float32]
-    quality: npt.NDArray[np.float32]
-    price: npt.NDArray[np.float32]
-    memorized_layer: npt.NDArray[np.int64]
-    correct: npt.NDArray[np.bool_]
-    prediction: npt.NDArray[np.int64]
-    alpha: tuple[float, float]
-    layout: Layout
-    deterministic: bool
+    def __init__(
+        self,
+        trace: Trace,
+        reward: Reward | None = None,
+        observe: Sequence[str] = OBSERVE,
+        alpha: float | Sequence[float] = 0.035,
+    ) -> None:
+        self.trace = trace
+        self.reward = reward or Reward()
+        self.alpha = alpha_range(alpha)
+        self.recorded = recorded_observations(trace, observe)
+        self.layout: Layout = self.recorded.layout
+        self._observe = tuple(observe)
+        if not self.reward.deterministic:
+            self.reward.cost.check_model(trace.header.model)  # type: ignore[union-attr]
+        self.quality: Floats = _frozen(self.reward.quality_of(trace))
+        self.price: Floats = _frozen(self.reward.price_of(trace, trace.depths))
 
-    def rewards(self, alpha: float | npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """The reward of leaving at each layer, float64 `[N, L]`.
+    def __len__(self) -> int:
+        """N."""
+        return len(self.trace)
 
-        Args:
-            alpha: the price of one layer: a number, or one per instance `[N]`.
-        """
-        price = np.asarray(alpha, dtype=np.float64).reshape(-1, 1) * self.price
-        return self.quality.astype(np.float64) - price
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return self.trace.num_layers
 
-    def observe(
-        self, rows: npt.NDArray[np.integer[Any]] | slice, alpha: float | npt.ArrayLike
-    ) -> npt.NDArray[np.float32]:
-        """A copy of some instances' observations, float32 `[B, L, D]`, at a price of one layer.
+    @cached_property
+    def memorized_layer(self) -> npt.NDArray[np.int64]:
+        """Of each instance, int64 `[N]`, from 1."""
+        return _frozen(memorized_layer(self.trace.correct))
 
-        Args:
-            rows: of the instances.
-            alpha: a number, or one per instance `[B]`; written where the episodes draw their own.
-        """
-        observations = np.array(self.observations[rows])
-        if self.alpha_column is not None:
-            observations[:, :, self.alpha_column] = np.asarray(alpha).reshape(-1, 1)
-        return observations
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each exit is right, bool `[N, L]`."""
+        return _frozen(self.trace.correct)
+
+    @cached_property
+    def prediction(self) -> npt.NDArray[np.int64]:
+        """The class each exit gives, int64 `[N, L]`."""
+        return _frozen(self.trace.prediction.astype(np.int64))
 
     @property
     def alpha_column(self) -> int | None:
         """The column of an observation that each episode sets to its alpha, if there is one."""
         return int(self.layout["alpha"].start) if "alpha" in self.layout else None
 
+    def rewards(
+        self, alpha: float | npt.ArrayLike, rows: Rows = slice(None)
+    ) -> npt.NDArray[np.float64]:
+        """The reward of leaving at each exit, float64 `[B, L]`.
 
-def open_table(
-    recording: str | None,
-    trace: Trace | str | os.PathLike[str] | None,
-    split: str,
-    alpha: float | Sequence[float],
-    hardness: Any,
-    quality: Any,
-    cost: Any,
-    observe: Sequence[str],
-) -> ExitTable:
-    """The table for the arguments of a recorded environment; equal arguments give the same table.
+        Args:
+            alpha: the price of one layer: a number, or one per instance `[B]`.
+            rows: B of the instances; all by default.
+        """
+        price = np.asarray(alpha, dtype=np.float64).reshape(-1, 1) * self.price[rows]
+        return self.quality[rows].astype(np.float64) - price
+
+    def observe(
+        self, rows: Rows = slice(None), alpha: float | npt.ArrayLike | None = None
+    ) -> Floats:
+        """The observations of some instances, float32 `[B, L, D]`, not to be written to.
+
+        Args:
+            rows: B of the instances; all by default.
+            alpha: the price of one layer that the observations say, where they say one: a number,
+                or one per instance `[B]`; by default the lowest.
+        """
+        observations = self.recorded[rows]
+        if self.alpha_column is None:
+            return observations
+        observations = np.array(observations)
+        given = self.alpha[0] if alpha is None else alpha
+        observations[:, :, self.alpha_column] = np.asarray(given).reshape(-1, 1)
+        return observations
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return shared_problem, (self.trace, self.reward, self._observe, self.alpha)
+
+    def __copy__(self) -> "Problem":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Problem":
+        return self
+
+
+# A problem lives as long as an environment uses it, so that a thousand environments share one.
+_problems: WeakValueDictionary[tuple[Any, ...], Problem] = WeakValueDictionary()
+
+
+def shared_problem(
+    trace: Trace, reward: Reward, observe: Sequence[str], alpha: float | Sequence[float]
+) -> Problem:
+    """The problem of these arguments; equal ones give the same object."""
+    costs = reward.exit_cost(trace.depths).tobytes()
+    key = (
+        *(trace, reward.quality, _key(reward.hardness), costs, reward.deterministic),
+        *(tuple(observe), alpha_range(alpha)),
+    )
+    problem = _problems.get(key)
+    if problem is None:
+        problem = _problems[key] = Problem(trace, reward, observe, alpha)
+    return problem
+
+
+def open_problem(
+    recording: str | None = None,
+    trace: Trace | str | os.PathLike[str] | None = None,
+    split: str = "train",
+    *,
+    reward: Reward | str = "paper",
+    observe: Sequence[str] = OBSERVE,
+    alpha: float | Sequence[float] = 0.035,
+) -> Problem:
+    """The problem for the arguments of a recorded environment; equal ones give the same object.
+
+    Args:
+        recording: the id of a benchmark.
+        trace: instead, the path of a recording or of a single trace, or an open one.
+        split: of the recording.
+        reward: see `cee_gym.Reward.named`.
+        observe: see `Problem`.
+        alpha: see `Problem`.
 
     Raises:
         CeeGymError: if there is no such trace, or an argument does not fit.
@@ -102,17 +181,9 @@ def open_table(
         trace = find_recording(recording)
     if not isinstance(trace, Trace):
         trace = open_split(trace, split)
-    low_high = alpha_range(alpha)
-    reward = Reward(quality=quality, hardness=hardness, cost=cost)
-    costs = reward.layer_cost(trace.num_layers).tobytes()
-    key = (
-        *(trace, quality, _key(hardness), costs, reward.deterministic),
-        *(tuple(observe), low_high),
-    )
-    table = _tables.get(key)
-    if table is None:
-        table = _tables[key] = _build(trace, reward, observe, low_high)
-    return table
+    if isinstance(observe, str):
+        raise CeeGymError(f"observe must name parts, such as {OBSERVE}, got {observe!r}")
+    return shared_problem(trace, Reward.named(reward), observe, alpha)
 
 
 def _key(value: Any) -> Any:
@@ -121,67 +192,8 @@ def _key(value: Any) -> Any:
     return np.asarray(value, dtype=np.float64).tobytes()
 
 
-def _build(
-    trace: Trace, reward: Reward, observe: Sequence[str], alpha: tuple[float, float]
-) -> ExitTable:
-    layout = layout_of(observe, trace.num_layers, trace.width, trace.num_labels)
-    if "probs" in layout and trace.logits is None:
-        raise CeeGymError(
-            f"observe names 'probs', but the trace at {trace.path} holds no logits, as it has "
-            f"{trace.num_labels} classes: leave 'probs' out"
-        )
-    quality, price = reward.tables(trace)
-    table = ExitTable(
-        trace=trace,
-        observations=_observations(trace, layout, alpha[0]),
-        quality=quality,
-        price=price,
-        memorized_layer=memorized_layer(trace.correct),
-        correct=trace.correct,
-        prediction=trace.prediction.astype(np.int64),
-        alpha=alpha,
-        layout=layout,
-        deterministic=reward.deterministic,
-    )
-    for array in vars(table).values():
-        if isinstance(array, np.ndarray):
-            array.setflags(write=False)
-    return table
-
-
-def _observations(trace: Trace, layout: Layout, alpha: float) -> npt.NDArray[np.float32]:
-    out = _empty((len(trace), trace.num_layers, width_of(layout)))
-    one_hot = np.eye(trace.num_layers)
-    at_a_time = max(1, _BYTES_AT_A_TIME // out[0].nbytes)
-    for start in range(0, len(trace), at_a_time):
-        rows = slice(start, start + at_a_time)
-        write(
-            out[rows],
-            layout,
-            hidden=trace.states[rows],
-            layer=one_hot,
-            logits=None if trace.logits is None else trace.logits[rows],
-            entropy=trace.entropy[rows],
-            confidence=trace.confidence[rows],
-            num_labels=trace.num_labels,
-            alpha=alpha,
-        )
-    return out
-
-
-def _empty(shape: tuple[int, int, int]) -> npt.NDArray[np.float32]:
-    """Memory for a table; a file without a name where it is too large for memory."""
-    size = int(np.prod(shape)) * 4
-    if size <= MOST_BYTES_IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    try:
-        with tempfile.TemporaryFile() as file:
-            # Writing to a sparse file on a full disk kills the process; reserving blocks raises.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.asarray(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
-    except OSError as error:
-        raise CeeGymError(
-            f"the observations need {size / 2**30:.1f} GiB and {tempfile.gettempdir()} has no room "
-            f"for them ({error}): set TMPDIR to a larger disk"
-        ) from None
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, read-only; a copy where it is a view of another one."""
+    array = array if array.base is None else array.copy()
+    array.setflags(write=False)
+    return array

@@ -1,26 +1,122 @@
-"""The reward of leaving at each layer, as two tables computed from a trace.
+"""The reward of leaving at each exit: `reward = quality - alpha * price`.
 
-`reward = quality - alpha * price`: quality is what the classifier at that layer achieves, price is
-what the layers up to it cost, weighted by how easy the instance is (ConsistentEE, section 3.2).
-Keeping the two
-apart lets alpha, the price of one layer, change without touching either.
+Quality is what the exit achieves; price is what the layers up to it cost, weighted by how easy the
+instance is (ConsistentEE, section 3.2). Keeping the two apart lets alpha, the price of one layer,
+change without touching either.
+
+Each is one function of what the exits read, arrays `[..., L]` of a trace or of a running model, so
+that recorded and live environments pay the same. A module of your own adds one:
+
+    @register_quality("probability", low=0.0, high=1.0)
+    def probability(exits):
+        return np.exp(-exits.loss)
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from cee_gym.cost import CostModel
 from cee_gym.errors import CeeGymError
-from cee_gym.hardness import memorized_layer
-from cee_gym.traces.trace import Trace
+from cee_gym.hardness import HARDNESS
+from cee_gym.registry import Registry
 
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.integer[Any]]
+
+
+class Exits(Protocol):
+    """What L exits read of some instances: a `Trace`, or a `Readout` with labels."""
+
+    @property
+    def loss(self) -> Floats:
+        """Cross-entropy in nats, `[..., L]`."""
+
+    @property
+    def correct(self) -> Bools:
+        """Whether the exit is right, `[..., L]`."""
+
+    @property
+    def prediction(self) -> Ints:
+        """The class it gives, `[..., L]`."""
+
+    @property
+    def confidence(self) -> Floats:
+        """The probability it gives that class, `[..., L]`."""
+
+    @property
+    def entropy(self) -> Floats:
+        """Of its class probabilities, in nats, `[..., L]`."""
+
+
+class Quality(NamedTuple):
+    """What leaving achieves.
+
+    Attributes:
+        of: from what the exits read to numbers `[..., L]`.
+        low: the lowest value.
+        high: the highest value.
+        deeper: whether it looks at deeper exits than the one that is left; a live environment, which
+            does not run those, refuses it.
+    """
+
+    of: Callable[[Any], npt.NDArray[Any]]
+    low: float
+    high: float
+    deeper: bool
+
+
+QUALITIES: Registry[Quality] = Registry("quality")
+COSTS: Registry[Callable[[npt.NDArray[np.int64]], npt.ArrayLike]] = Registry("cost")
+
+
+def register_quality(
+    name: str, *, low: float, high: float, deeper: bool = False
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Makes a function a quality that `Reward` knows by name; see `Quality`."""
+
+    def register(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        QUALITIES.add(name, Quality(of, low, high, deeper), of.__module__)
+        return of
+
+    return register
+
+
+def register_cost(
+    name: str,
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Makes a function a cost that `Reward` knows by name.
+
+    It is given the layer number of each exit, int64 `[L]`, and gives what running up to each costs,
+    `[L]`.
+    """
+
+    def register(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        COSTS.add(name, of)
+        return of
+
+    return register
+
+
+@register_quality("cross_entropy", low=-np.inf, high=0.0)
+def _cross_entropy(exits: Exits) -> Floats:
+    return -exits.loss
+
+
+@register_quality("correctness", low=0.0, high=1.0)
+def _correctness(exits: Exits) -> Bools:
+    return exits.correct
+
+
+@register_cost("layers")
+def _layers(depths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return depths
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,43 +124,61 @@ class Reward:
     """How to pay for an exit.
 
     Attributes:
-        quality: `"cross_entropy"`, minus the classifier's loss, or `"correctness"`, 1 where it is
-            right.
-        hardness: the weight of the cost. `"memorized_layer"` is `1 - m/L`, so that an instance the
-            model understands late may go deep for free; `"last_layer_loss"` is `exp(-loss_L)`, the
-            probability that
-            the last layer gives the label; `None` weighs every instance 1; an array `[N]` is taken
-            as it is.
-        cost: `"layers"`, t at layer t, or one number per layer `[L]`, cumulative; or a `CostModel`
-            or its path, what `cee-gym profile` measured, at its typical batch size and length.
+        quality: the name of a quality: `"cross_entropy"`, minus the exit's loss, `"correctness"`, 1
+            where it is right, or one of your own.
+        hardness: the weight of the cost of an instance. `"memorized_layer"` is `1 - m/L`, so that
+            one the model understands late may go deep for free; `"last_layer_loss"` is
+            `exp(-loss_L)`, the probability that the last exit gives the label; `None` weighs every
+            instance 1; an array `[N]` is taken as it is.
+        cost: `"layers"`, the number of layers run, or another named cost; or one number per exit
+            `[L]`, cumulative; or a `CostModel` or its path, what `cee-gym profile` measured, at its
+            typical batch size and length.
+
+    Raises:
+        CeeGymError: if a name is unknown, or there is no such profile.
     """
 
-    quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
-    hardness: Literal["memorized_layer", "last_layer_loss"] | npt.ArrayLike | None = (
-        "memorized_layer"
-    )
-    cost: Literal["layers"] | Sequence[float] | CostModel | str | os.PathLike[str] = "layers"
+    quality: str = "cross_entropy"
+    hardness: str | npt.ArrayLike | None = "memorized_layer"
+    cost: str | os.PathLike[str] | Sequence[float] | CostModel = "layers"
 
     def __post_init__(self) -> None:
-        if self.quality not in ("cross_entropy", "correctness"):
-            raise CeeGymError(
-                f"quality {self.quality!r} is unknown: use 'cross_entropy' or 'correctness'"
-            )
-        if isinstance(self.hardness, str) and self.hardness not in (
-            "memorized_layer",
-            "last_layer_loss",
-        ):
-            raise CeeGymError(
-                f"hardness {self.hardness!r} is unknown: use 'memorized_layer', "
-                "'last_layer_loss', None or an array [N]"
-            )
-        if isinstance(self.cost, str) and self.cost != "layers" and not Path(self.cost).exists():
-            raise CeeGymError(
-                f"cost {self.cost!r} is unknown: use 'layers' or one number per layer, or the path "
-                "of a profile (cee-gym profile)"
-            )
-        if isinstance(self.cost, str | os.PathLike) and self.cost != "layers":
+        QUALITIES.get(self.quality)
+        if isinstance(self.hardness, str):
+            HARDNESS.get(self.hardness)
+        if isinstance(self.cost, str | os.PathLike) and not self._names_a_cost:
+            if isinstance(self.cost, str) and not Path(self.cost).exists():
+                raise CeeGymError(
+                    f"cost {self.cost!r} is unknown: use {', '.join(map(repr, COSTS))}, one number "
+                    "per exit, or the path of a profile (cee-gym profile)"
+                )
             object.__setattr__(self, "cost", CostModel.load(self.cost))
+
+    @classmethod
+    def paper(cls) -> Self:
+        """That of ConsistentEE, equation 5: `-CE_t - alpha * (1 - m/L) * t`."""
+        return cls("cross_entropy", "memorized_layer", "layers")
+
+    @classmethod
+    def named(cls, given: "Reward | str") -> "Reward":
+        """A reward by its short name: `"paper"`, or that of a quality, whose cost weighs 1.
+
+        Raises:
+            CeeGymError: if there is none of this name.
+        """
+        if isinstance(given, Reward):
+            return given
+        if given == "paper":
+            return cls.paper()
+        if isinstance(given, str):
+            return cls(given, hardness=None)
+        raise CeeGymError(
+            f"reward must be a Reward, 'paper', or the name of a quality, got {given!r}"
+        )
+
+    @property
+    def _names_a_cost(self) -> bool:
+        return isinstance(self.cost, str) and (self.cost in COSTS or ":" in self.cost)
 
     @property
     def deterministic(self) -> bool:
@@ -75,59 +189,57 @@ class Reward:
         """
         return not isinstance(self.cost, CostModel)
 
-    def tables(self, trace: Trace) -> tuple[Floats, Floats]:
-        """Quality and price of leaving at each layer.
+    @property
+    def quality_bounds(self) -> tuple[float, float]:
+        """The lowest and the highest quality."""
+        quality = QUALITIES.get(self.quality)
+        return quality.low, quality.high
 
-        Returns:
-            Two float32 arrays `[N, L]`.
+    def quality_of(self, exits: Exits) -> Floats:
+        """What leaving at each exit achieves, float32 `[..., L]`."""
+        return np.asarray(QUALITIES.get(self.quality).of(exits), dtype=np.float32)
 
-        Raises:
-            CeeGymError: if a given hardness or cost does not fit the trace, or the cost is that of
-                another model.
-        """
-        if isinstance(self.cost, CostModel):
-            self.cost.check_model(trace.header.get("model"))
-        return self.of(trace.loss, trace.correct)
-
-    def of(self, loss: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """The tables of instances that are in no trace yet.
+    def price_of(self, exits: Exits, depths: npt.NDArray[np.int64]) -> Floats:
+        """What leaving at each exit costs, in units of alpha, float32 `[N, L]`.
 
         Args:
-            loss: float32 `[N, L]`.
-            correct: bool `[N, L]`.
+            exits: arrays `[N, L]`.
+            depths: the layer number of each exit, int64 `[L]`.
 
-        Returns:
-            Quality and price, float32 `[N, L]`.
+        Raises:
+            CeeGymError: if a given hardness or cost is of another shape.
         """
-        quality = -loss if self.quality == "cross_entropy" else correct
-        weight = self.hardness_weight(loss, correct)
-        price = weight[:, None] * self.layer_cost(loss.shape[1])
-        return np.asarray(quality, dtype=np.float32), price.astype(np.float32)
+        weight = self.hardness_weight(exits)
+        return (weight[:, None] * self.exit_cost(depths)).astype(np.float32)
 
-    def layer_cost(self, num_layers: int) -> npt.NDArray[np.float64]:
-        """What running layers 1..t costs, float64 `[L]`."""
-        if isinstance(self.cost, str):
-            return np.arange(1, num_layers + 1, dtype=np.float64)
+    def exit_cost(self, depths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """What running up to each exit costs, float64 `[L]`.
+
+        Raises:
+            CeeGymError: if these are not L finite numbers.
+        """
         given: Any = self.cost
-        cost = given.layer_costs() if isinstance(given, CostModel) else _numbers(given)
-        if cost.shape != (num_layers,) or not np.isfinite(cost).all():
+        if isinstance(given, CostModel):
+            cost = given.layer_costs()
+        else:
+            cost = _numbers(COSTS.get(given)(depths) if isinstance(given, str) else given)
+        if cost.shape != depths.shape or not np.isfinite(cost).all():
             raise CeeGymError(
-                f"cost must be {num_layers} finite numbers, one per layer, got shape {cost.shape}"
+                f"cost must be {len(depths)} finite numbers, one per layer, got shape {cost.shape}"
             )
         return cost
 
-    def hardness_weight(
-        self, loss: Floats, correct: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.float64]:
-        """The weight of each instance's cost, float64 `[N]`."""
-        num_instances, num_layers = loss.shape
+    def hardness_weight(self, exits: Exits) -> npt.NDArray[np.float64]:
+        """The weight of each instance's cost, float64 `[N]`, given arrays `[N, L]`.
+
+        Raises:
+            CeeGymError: if these are not N finite numbers.
+        """
+        num_instances = len(exits.correct)
         if self.hardness is None:
             return np.ones(num_instances)
-        if isinstance(self.hardness, str):
-            if self.hardness == "memorized_layer":
-                return 1.0 - memorized_layer(correct) / num_layers
-            return np.exp(-loss[:, -1].astype(np.float64))
-        weight = _numbers(self.hardness)
+        given = self.hardness
+        weight = _numbers(HARDNESS.get(given)(exits) if isinstance(given, str) else given)
         if weight.shape != (num_instances,) or not np.isfinite(weight).all():
             raise CeeGymError(
                 f"hardness must be {num_instances} finite numbers, one per instance, got shape "
@@ -136,8 +248,15 @@ class Reward:
         return weight
 
 
+# A price above this is a slip: a reward would no longer be a number that float32 tells apart.
+MOST_ALPHA = 1e6
+
+
 def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
     """Reads a price of one layer, a number or a range `(low, high)`, as a range.
+
+    Raises:
+        CeeGymError: if it is neither, or not from 0 to a million.
 
     >>> alpha_range(0.035), alpha_range((0.0, 0.1))
     ((0.035, 0.035), (0.0, 0.1))
@@ -147,12 +266,14 @@ def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
         low, high = map(float, given)
     except (TypeError, ValueError):
         raise CeeGymError(f"alpha must be a number or a pair (low, high), got {alpha!r}") from None
-    if not (0.0 <= low <= high < float("inf")):
-        raise CeeGymError(f"alpha must be at least 0 (and low <= high), got {alpha!r}")
+    if not 0.0 <= low <= high <= MOST_ALPHA:
+        raise CeeGymError(
+            f"alpha must be from 0 to {MOST_ALPHA:g} (and low <= high), got {alpha!r}"
+        )
     return low, high
 
 
-def _numbers(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _numbers(values: Any) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

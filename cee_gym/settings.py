@@ -10,14 +10,41 @@
 import math
 from collections.abc import Sequence
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from cee_gym.errors import CeeGymError, check_number
 
 
-def number(default: float, least: float = -math.inf, most: float = math.inf) -> Any:
-    """A number from `least` to `most`, both included."""
-    return field(default=default, metadata={"range": (least, most)})
+class Range(NamedTuple):
+    """Numbers to search, from low to high, both included; whole ones where both are whole.
+
+    Attributes:
+        low: the lowest.
+        high: the highest.
+        log: whether to search evenly over the logarithm.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+
+def number(
+    default: float,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    search: Range | list[Any] | None = None,
+) -> Any:
+    """A number from `least` to `most`, both included.
+
+    Args:
+        default: where none is given.
+        least: the lowest that is allowed.
+        most: the highest that is allowed.
+        search: what `cee-gym tune` tries: a range, or a list of values; None for nothing.
+    """
+    return field(default=default, metadata={"range": (least, most), "search": search})
 
 
 def one_of(default: Any, choices: Sequence[Any]) -> Any:
@@ -51,3 +78,12 @@ def check_settings(settings: Any, prefix: str = "") -> None:
 def settings_of(settings: Any) -> dict[str, Any]:
     """The values of a dataclass's own arguments, by name; JSON-able where they are."""
     return {one.name: getattr(settings, one.name) for one in fields(settings) if one.init}
+
+
+def search_ranges(settings: Any) -> dict[str, Range | list[Any]]:
+    """What a search tries of the settings of a dataclass, by name."""
+    return {
+        one.name: one.metadata["search"]
+        for one in fields(settings)
+        if one.metadata.get("search") is not None
+    }

@@ -18,6 +18,7 @@ from cee_gym.envs import render
 from cee_gym.envs.draws import alpha_block, instance_block
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.observation import Layout, allowed_alpha, space_of
+from cee_gym.reward import Reward
 
 CONTINUE = 0
 EXIT = 1
@@ -202,26 +203,18 @@ class EpisodeEnv(gym.Env[Observation, int]):
         return render.frame(self.render_mode, self._readings(), self.num_layers, self._ended)
 
 
-def reward_space_of(reward: str, quality: str, price: npt.NDArray[np.float32]) -> Box | None:
-    """The space of the rewards `[quality, -price]`, None where they are numbers.
+def vector_reward_space(reward: Reward, price: npt.NDArray[np.float32]) -> Box:
+    """The space of the rewards `[quality, -price]`, float32 `[2]`.
 
     Args:
-        reward: `"scalar"` or `"vector"`.
-        quality: see `cee_gym.Reward`.
+        reward: tells the bounds of the quality.
         price: of leaving at each layer, `[N, L]`.
-
-    Raises:
-        CeeGymError: if `reward` is neither.
     """
-    if reward == "scalar":
-        return None
-    if reward != "vector":
-        raise CeeGymError(f"reward {reward!r} is unknown: use 'scalar' or 'vector'")
-    worst, best = (-np.inf, 0.0) if quality == "cross_entropy" else (0.0, 1.0)
+    worst, best = reward.quality_bounds
     # Continuing gives zeros.
     return Box(
-        np.array([worst, min(0.0, -price.max())], dtype=np.float32),
-        np.array([best, max(0.0, -price.min())], dtype=np.float32),
+        np.array([min(0.0, worst), min(0.0, -price.max())], dtype=np.float32),
+        np.array([max(0.0, best), max(0.0, -price.min())], dtype=np.float32),
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,12 @@ import torch
 
 from cee_gym.backbones.encoding import encode
 from cee_gym.cost import CostModel
-from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
+from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward_space
 from cee_gym.envs.render import Readings
 from cee_gym.errors import CeeGymError, DataError
-from cee_gym.hardness import memorized_layer
-from cee_gym.observation import layout_of, width_of, write
-from cee_gym.reward import Reward, alpha_range
+from cee_gym.observation import Seen, Sizes, layout_of, observe_into, width_of
+from cee_gym.problem import OBSERVE, Problem
+from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.texts import fingerprint
 from cee_gym.traces.trace import Readout, Trace, read_out
 
@@ -39,14 +39,12 @@ class LiveEarlyExitEnv(EpisodeEnv):
             trace is given `row_id`.
         trace: a trace of this model, open or its path. It tells how hard each instance is; its rows
             are found by `row_id`.
-        alpha: see `EarlyExitEnv`.
-        hardness: see `cee_gym.Reward`; anything but None needs the trace.
-        quality: see `cee_gym.Reward`.
-        cost: see `cee_gym.Reward`.
-        observe: see `EarlyExitEnv`.
-        reward: see `EarlyExitEnv`.
+        alpha: the price of one layer, or the range from which each episode draws it.
+        reward: a `cee_gym.Reward`, or its short name. A hardness other than None needs the trace.
+        observe: the parts of an observation.
+        vector_reward: give quality and price apart, as `EarlyExitEnv` does.
         max_tokens: longer texts are cut; by default what the model was made for.
-        render_mode: see `EarlyExitEnv`.
+        render_mode: `"ansi"`, `"rgb_array"` or None.
 
     Raises:
         CeeGymError: if the trace is missing or lacks a row, a label is out of range, or an argument
@@ -61,11 +59,9 @@ class LiveEarlyExitEnv(EpisodeEnv):
         *,
         trace: Trace | str | os.PathLike[str] | None = None,
         alpha: float | Sequence[float] = 0.035,
-        hardness: Any = "memorized_layer",
-        quality: Any = "cross_entropy",
-        cost: Any = "layers",
-        observe: Sequence[str] = ("hidden", "layer"),
-        reward: str = "scalar",
+        reward: Reward | str = "paper",
+        observe: Sequence[str] = OBSERVE,
+        vector_reward: bool = False,
         max_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -74,8 +70,13 @@ class LiveEarlyExitEnv(EpisodeEnv):
         self.data = data
         self.max_tokens = max_tokens or model.config.max_tokens
         _check_labels(data, model.num_labels)
-        pay = Reward(quality=quality, hardness=hardness, cost=cost)
-        self._quality = pay.quality
+        self._reward = pay = Reward.named(reward)
+        if QUALITIES.get(pay.quality).deeper:
+            raise CeeGymError(
+                f"quality {pay.quality!r} looks at deeper exits than the one that is left, which a "
+                "live environment does not run: use another one, or a recorded environment"
+            )
+        depths = np.arange(1, model.num_layers + 1)
         self._memorized_layer: npt.NDArray[np.int64] | None = None
         if trace is not None:
             trace = trace if isinstance(trace, Trace) else Trace.open(trace)
@@ -85,25 +86,26 @@ class LiveEarlyExitEnv(EpisodeEnv):
                     f"the trace at {trace.path} has {trace.num_layers} layers, the model "
                     f"{model.num_layers}: give the trace of this model"
                 )
-            self._price = pay.tables(trace)[1][rows]
-            self._memorized_layer = memorized_layer(trace.correct)[rows]
-        elif hardness is None:
+            problem = Problem(trace, pay)
+            self._price = problem.price[rows]
+            self._memorized_layer = problem.memorized_layer[rows]
+        elif pay.hardness is None:
             if isinstance(pay.cost, CostModel):
                 pay.cost.check_model(fingerprint(model))
-            cost = pay.layer_cost(model.num_layers).astype(np.float32)
+            cost = pay.exit_cost(depths).astype(np.float32)
             self._price = np.broadcast_to(cost, (len(data), model.num_layers))
         else:
             raise CeeGymError(
-                f"hardness {hardness!r} is read from a trace of the model: give trace=PATH, or "
-                "hardness=None"
+                f"hardness {pay.hardness!r} is read from a trace of the model: give trace=PATH, or "
+                "a reward with hardness=None, such as 'correctness'"
             )
-        self._one_hot = np.eye(model.num_layers)
+        self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
         super().__init__(
             num_instances=len(data),
             num_layers=model.num_layers,
-            layout=layout_of(observe, model.num_layers, model.width, model.num_labels),
+            layout=layout_of(observe, self._sizes),
             alpha=alpha_range(alpha),
-            reward_space=reward_space_of(reward, quality, self._price),
+            reward_space=vector_reward_space(pay, self._price) if vector_reward else None,
             deterministic=pay.deterministic,
             render_mode=render_mode,
         )
@@ -115,12 +117,17 @@ class LiveEarlyExitEnv(EpisodeEnv):
                 self._label, inputs = self._encoded()
                 self._mask = inputs["attention_mask"]
                 self._hidden, self._layers = self.model.begin(inputs)
-                self._read: list[Readout] = []
+                self._states: list[npt.NDArray[np.float32]] = []
+                self._logits: list[npt.NDArray[np.float32]] = []
             self._hidden = self._layers[self.layer - 1](self._hidden)
             state, logits = self.model.exit(self._hidden, self.layer, self._mask)
-        self._state = state[0].float().cpu().numpy()
-        self._logits = logits[0].float().cpu().numpy()
-        self._read.append(read_out(self._logits, np.asarray(self._label)))
+        self._states.append(state[0].float().cpu().numpy())
+        self._logits.append(logits[0].float().cpu().numpy())
+
+    def _read(self) -> Readout:
+        """What the exits of layers 1 to the present one read, `[1, t]`."""
+        logits = np.stack(self._logits)[None]
+        return read_out(logits, np.full(logits.shape[:2], self._label))
 
     def _encoded(self) -> tuple[int, dict[str, torch.Tensor]]:
         row = self.data[self.instance]
@@ -130,38 +137,26 @@ class LiveEarlyExitEnv(EpisodeEnv):
         return int(row["label"]), {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def _observation(self) -> Observation:
-        out = np.empty(width_of(self.layout), dtype=np.float32)
-        write(
-            out,
-            self.layout,
-            hidden=self._state,
-            layer=self._one_hot[self.layer - 1],
-            logits=self._logits,
-            entropy=self._read[-1].entropy,
-            confidence=self._read[-1].confidence,
-            num_labels=self.model.num_labels,
-            alpha=self.alpha,
-        )
-        return out
+        hidden, logits = np.stack(self._states)[None], np.stack(self._logits)[None]
+        seen = Seen(np, self._sizes, (1, self.layer), self.alpha, hidden, logits)
+        out = np.empty((1, self.layer, width_of(self.layout)), dtype=np.float32)
+        observe_into(out, self.layout, seen)
+        return out[0, -1].copy()
 
     def _outcome(self) -> Outcome:
-        read = self._read[-1]
-        prediction = int(read.prediction)
-        correct = prediction == self._label
-        memorized = self._memorized_layer
+        read, memorized = self._read(), self._memorized_layer
         return Outcome(
-            quality=-float(read.loss) if self._quality == "cross_entropy" else float(correct),
+            quality=float(self._reward.quality_of(read)[0, -1]),
             price=float(self._price[self.instance, self.layer - 1]),
-            prediction=prediction,
-            correct=correct,
+            prediction=int(read.prediction[0, -1]),
+            correct=bool(read.correct[0, -1]),
             memorized_layer=None if memorized is None else int(memorized[self.instance]),
         )
 
     def _readings(self) -> Readings:
+        read = self._read()
         return Readings(
-            confidence=np.array([read.confidence for read in self._read]),
-            prediction=np.array([read.prediction for read in self._read]),
-            label=self._label,
+            confidence=read.confidence[0], prediction=read.prediction[0], label=self._label
         )
 
 

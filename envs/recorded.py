@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 
-from cee_gym.cost import CostModel
-from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
+from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward_space
 from cee_gym.envs.render import Readings
-from cee_gym.problem import ExitTable, open_table
+from cee_gym.problem import OBSERVE, Problem, open_problem
+from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 
 
@@ -27,22 +27,15 @@ class EarlyExitEnv(EpisodeEnv):
     ## Observation space
     A float32 `Box` `[D]` made of the parts named in `observe`, in that order:
 
-    | part | width | what it is | bounds |
-    |---|---|---|---|
-    | `hidden` | H | the pooled hidden state of the layer | those of float32 |
-    | `layer` | L | the layer, one-hot | 0, 1 |
-    | `probs` | C | the class probabilities its classifier gives | 0, 1 |
-    | `entropy` | 1 | their entropy, divided by log C | 0, 1 |
-    | `confidence` | 1 | the largest of them | 0, 1 |
-    | `alpha` | 1 | the price of one layer in this episode | its range, or 0 up where fixed |
+    by default the hidden state and the layer; `cee_gym.observation` lists them, and how to add one.
 
     ## Rewards
-    0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default minus the
-    cross-entropy of its classifier, minus `alpha * (1 - m/L) * t` with m the memorized layer; see
-    `cee_gym.Reward`.
+    0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default, as in the
+    paper, minus the cross-entropy of its classifier, minus `alpha * (1 - m/L) * t` with m the
+    memorized layer; see `cee_gym.Reward`.
 
-    With `reward="vector"` a reward is float32 `[quality_t, -price_t]`, `[0, 0]` for continuing, by
-    the protocol of MO-Gymnasium (`reward_space`, `reward_dim`): its `LinearReward` with the weights
+    With `vector_reward=True` a reward is float32 `[quality_t, -price_t]`, `[0, 0]` for continuing,
+    by the protocol of MO-Gymnasium (`reward_space`, `reward_dim`): its `LinearReward` with the weights
     `[1, alpha]` gives the scalar one. Make it with `mo_gymnasium.make`, or `gymnasium.make` with
     `disable_env_checker=True`: Gymnasium's own checker wants numbers.
 
@@ -61,12 +54,12 @@ class EarlyExitEnv(EpisodeEnv):
             taken as it is. (`gymnasium.make` copies an open trace: give it a path.)
         split: `"train"`, `"calibration"`, `"dev"` or `"test"`.
         alpha: the price of one layer, or the range `(low, high)` from which each episode draws it.
-        hardness: see `cee_gym.Reward`.
-        quality: see `cee_gym.Reward`.
-        cost: see `cee_gym.Reward`. Where it is measured, `metadata["deterministic"]` is False:
-            under another profile the same episodes pay otherwise.
+        reward: a `cee_gym.Reward`; or `"paper"`, or the name of a quality, such as
+            `"correctness"`, which is then paid for layers alike. Where its cost is measured,
+            `metadata["deterministic"]` is False: under another profile the same episodes pay
+            otherwise.
         observe: the parts of an observation.
-        reward: `"scalar"`, or `"vector"`, which leaves the weighing to the learner.
+        vector_reward: give quality and price apart, and leave the weighing to the learner.
         render_mode: `"ansi"`, a text, or `"rgb_array"`, a picture: the confidence of each layer,
             green where it is right, red where it is wrong, and a mark at the exit.
 
@@ -79,8 +72,8 @@ class EarlyExitEnv(EpisodeEnv):
     from which Stable-Baselines3 draws the accuracy) and `reward_components` (`quality`, `price`).
 
     Attributes:
-        table: all states and rewards, for agents that use them; see `cee_gym.problem.ExitTable`.
-        arguments: what an environment over the same table is made with.
+        problem: all states and rewards, for agents that use them; see `cee_gym.Problem`.
+        arguments: what an environment over the same problem is made with.
     """
 
     def __init__(
@@ -89,68 +82,69 @@ class EarlyExitEnv(EpisodeEnv):
         trace: Trace | str | os.PathLike[str] | None = None,
         split: str = "train",
         alpha: float | Sequence[float] = 0.035,
-        hardness: str | npt.ArrayLike | None = "memorized_layer",
-        quality: str = "cross_entropy",
-        cost: str | os.PathLike[str] | CostModel | Sequence[float] = "layers",
-        observe: Sequence[str] = ("hidden", "layer"),
-        reward: str = "scalar",
+        reward: Reward | str = "paper",
+        observe: Sequence[str] = OBSERVE,
+        vector_reward: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        self.table: ExitTable = open_table(
-            recording, trace, split, alpha, hardness, quality, cost, observe
+        self.problem = open_problem(
+            recording, trace, split, reward=reward, observe=observe, alpha=alpha
         )
         self.arguments: dict[str, Any] = {
-            "trace": self.table.trace,
+            "trace": self.problem.trace,
             "alpha": alpha,
-            "hardness": hardness,
-            "quality": quality,
-            "cost": cost,
+            "reward": self.problem.reward,
             "observe": observe,
-            "reward": reward,
+            "vector_reward": vector_reward,
         }
-        self._alpha_column = self.table.alpha_column
+        self._alpha_column = self.problem.alpha_column
         super().__init__(
-            num_instances=len(self.table.trace),
-            num_layers=self.table.trace.num_layers,
-            layout=self.table.layout,
-            alpha=self.table.alpha,
-            reward_space=reward_space_of(reward, quality, self.table.price),
-            deterministic=self.table.deterministic,
+            num_instances=len(self.problem),
+            num_layers=self.problem.num_layers,
+            layout=self.problem.layout,
+            alpha=self.problem.alpha,
+            reward_space=(
+                vector_reward_space(self.problem.reward, self.problem.price)
+                if vector_reward
+                else None
+            ),
+            deterministic=self.problem.reward.deterministic,
             render_mode=render_mode,
         )
-
-    @property
-    def observations(self) -> Observation:
-        """The observation of every state, float32 `[N, L, D]`, read-only."""
-        return self.table.observations
 
     def _enter_layer(self) -> None:
         pass
 
     def _observation(self) -> Observation:
-        observation: Observation = self.table.observations[self.instance, self.layer - 1].copy()
+        observation = self._state()
         if self._alpha_column is not None:
             observation[self._alpha_column] = self.alpha
         return observation
 
+    def _state(self) -> Observation:
+        table = self.problem.recorded.table
+        if table is not None:
+            return table[self.instance, self.layer - 1].copy()
+        return self.problem.recorded.at(np.array([self.instance]), np.array([self.layer]))[0]
+
     def _outcome(self) -> Outcome:
-        table, at = self.table, (self.instance, self.layer - 1)
+        problem, at = self.problem, (self.instance, self.layer - 1)
         return Outcome(
-            quality=float(table.quality[at]),
-            price=float(table.price[at]),
-            prediction=int(table.prediction[at]),
-            correct=bool(table.correct[at]),
-            memorized_layer=int(table.memorized_layer[self.instance]),
+            quality=float(problem.quality[at]),
+            price=float(problem.price[at]),
+            prediction=int(problem.prediction[at]),
+            correct=bool(problem.correct[at]),
+            memorized_layer=int(problem.memorized_layer[self.instance]),
         )
 
     def _readings(self) -> Readings:
-        return table_readings(self.table, self.instance, self.layer)
+        return readings(self.problem, self.instance, self.layer)
 
 
-def table_readings(table: ExitTable, instance: int, layer: int) -> Readings:
+def readings(problem: Problem, instance: int, layer: int) -> Readings:
     """What the classifiers of layers 1 to `layer` say about an instance."""
     return Readings(
-        confidence=table.trace.confidence[instance, :layer],
-        prediction=table.prediction[instance, :layer],
-        label=int(table.trace.labels[instance]),
+        confidence=problem.trace.confidence[instance, :layer],
+        prediction=problem.prediction[instance, :layer],
+        label=int(problem.trace.labels[instance]),
     )

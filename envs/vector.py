@@ -13,7 +13,6 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from cee_gym.cost import CostModel
 from cee_gym.envs import render
 from cee_gym.envs.draws import BlockDraws, alpha_block, instance_block
 from cee_gym.envs.episode import (
@@ -23,12 +22,13 @@ from cee_gym.envs.episode import (
     check_alphas,
     check_instances,
     check_options,
-    reward_space_of,
+    vector_reward_space,
 )
-from cee_gym.envs.recorded import EarlyExitEnv, table_readings
+from cee_gym.envs.recorded import EarlyExitEnv, readings
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import allowed_alpha, space_of
-from cee_gym.problem import ExitTable, open_table
+from cee_gym.problem import OBSERVE, open_problem
+from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 
 MOST_VIEWS_KEPT = 2**20
@@ -44,15 +44,14 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
 
     Args:
         num_envs: n.
-        recording: as for `EarlyExitEnv`, and so are the arguments up to `reward`.
-        trace: see there.
-        split: see there.
-        alpha: see there.
-        hardness: see there.
-        quality: see there.
-        cost: see there.
-        observe: see there.
-        reward: see there; `reward_space` is that of one environment.
+        recording: the id of a benchmark, as for `EarlyExitEnv`, which the arguments up to
+            `vector_reward` are those of.
+        trace: the path of a recording or of a single trace, or an open one.
+        split: `"train"`, `"calibration"`, `"dev"` or `"test"`.
+        alpha: the price of one layer, or the range from which each episode draws it.
+        reward: a `cee_gym.Reward`, or its short name.
+        observe: the parts of an observation.
+        vector_reward: give quality and price apart; `reward_space` is that of one environment.
         autoreset_mode: `"SameStep"`, `"NextStep"` or `"Disabled"`: when an environment whose
             episode has ended begins the next.
         render_mode: `render()` gives a tuple of n frames.
@@ -61,7 +60,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         CeeGymError: if there is no such recording or split, or an argument does not fit.
 
     Attributes:
-        table: all states and rewards, for agents that use them; see `cee_gym.problem.ExitTable`.
+        problem: all states and rewards, for agents that use them; see `cee_gym.Problem`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -80,11 +79,9 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         trace: Trace | str | os.PathLike[str] | None = None,
         split: str = "train",
         alpha: float | Sequence[float] = 0.035,
-        hardness: str | npt.ArrayLike | None = "memorized_layer",
-        quality: str = "cross_entropy",
-        cost: str | os.PathLike[str] | CostModel | Sequence[float] = "layers",
-        observe: Sequence[str] = ("hidden", "layer"),
-        reward: str = "scalar",
+        reward: Reward | str = "paper",
+        observe: Sequence[str] = OBSERVE,
+        vector_reward: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
     ) -> None:
@@ -97,23 +94,23 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
             raise CeeGymError(
                 f"autoreset_mode must be one of {modes}, got {autoreset_mode!r}"
             ) from None
-        self.table: ExitTable = open_table(
-            recording, trace, split, alpha, hardness, quality, cost, observe
+        self.problem = problem = open_problem(
+            recording, trace, split, reward=reward, observe=observe, alpha=alpha
         )
         self.num_envs = num_envs
-        self.num_instances = len(self.table.trace)
-        self.num_layers = self.table.trace.num_layers
-        self.layout = self.table.layout
-        self.alpha_range = self.table.alpha
-        reward_space = reward_space_of(reward, quality, self.table.price)
-        self._vector_reward = reward_space is not None
-        if reward_space is not None:
-            self.reward_space, self.reward_dim = reward_space, 2
+        self.num_instances = len(problem)
+        self.num_layers = problem.num_layers
+        self.layout = problem.layout
+        self.alpha_range = problem.alpha
+        self._vector_reward = vector_reward
+        if vector_reward:
+            self.reward_space = vector_reward_space(problem.reward, problem.price)
+            self.reward_dim = 2
         self.render_mode = render.checked_mode(render_mode)
         self.metadata = {  # type: ignore[misc]
             **self.metadata,
             "autoreset_mode": self._autoreset_mode,
-            "deterministic": self.table.deterministic,
+            "deterministic": problem.reward.deterministic,
         }
         self.single_observation_space = space_of(self.layout, self.alpha_range)
         self.single_action_space = Discrete(2)
@@ -121,21 +118,22 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         # A state is row `instance * L + layer - 1` of each of these.
-        self._rows = self.table.observations.reshape(-1, self.table.observations.shape[-1])
+        table = problem.recorded.table
+        self._rows = None if table is None else table.reshape(-1, table.shape[-1])
         self._quality, self._price, self._prediction, self._correct = (
             array.reshape(-1)
             for array in (
-                self.table.quality.astype(np.float64),
-                self.table.price.astype(np.float64),
-                self.table.prediction,
-                self.table.correct,
+                problem.quality.astype(np.float64),
+                problem.price.astype(np.float64),
+                problem.prediction,
+                problem.correct,
             )
         )
         # Making a view costs more than copying its row, so they are made once, where memory allows.
         self._views: npt.NDArray[np.object_] | None = None
-        if len(self._rows) <= MOST_VIEWS_KEPT:
+        if self._rows is not None and len(self._rows) <= MOST_VIEWS_KEPT:
             self._views = np.fromiter(self._rows, object, len(self._rows))
-        self._alpha_column = self.table.alpha_column
+        self._alpha_column = problem.alpha_column
         self._allowed_alpha = allowed_alpha(self.layout, self.alpha_range)
 
         self._generators: list[np.random.Generator] = []
@@ -154,11 +152,6 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
     def of(cls, env: EarlyExitEnv, num_envs: int) -> "EarlyExitVectorEnv":
         """The scalar environment `env`, `num_envs` times."""
         return cls(num_envs, **env.arguments)
-
-    @property
-    def observations(self) -> Observation:
-        """The observation of every state, float32 `[N, L, D]`, read-only."""
-        return self.table.observations
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -311,7 +304,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         return tuple(
             render.frame(
                 self.render_mode,
-                table_readings(self.table, instance, layer),
+                readings(self.problem, instance, layer),
                 self.num_layers,
                 ended,
             )
@@ -351,14 +344,17 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
             "correct": correct,
             "is_success": correct,
             "reward_components": {"quality": quality, "price": price},
-            "memorized_layer": self.table.memorized_layer[self._instance[envs]],
+            "memorized_layer": self.problem.memorized_layer[self._instance[envs]],
         }
 
     def _states(self, envs: Ints | slice = slice(None)) -> Ints:
         return self._instance[envs] * self.num_layers + (self._layer[envs] - 1)
 
     def _observe(self) -> Observation:
-        observations = self._rows.take(self._states(), axis=0)
+        if self._rows is None:
+            observations = self.problem.recorded.at(self._instance, self._layer)
+        else:
+            observations = self._rows.take(self._states(), axis=0)
         if self._alpha_column is not None:
             observations[:, self._alpha_column] = self._alpha
         return observations
@@ -367,10 +363,12 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         if self._alpha_column is None:
             if self._views is not None:
                 return self._views[states]
-            rows = self._rows
-            return np.fromiter(map(rows.__getitem__, states.tolist()), object, len(states))
-        rows = self._rows.take(states, axis=0)
-        rows[:, self._alpha_column] = self._alpha[envs]
+            if self._rows is not None:
+                rows = self._rows
+                return np.fromiter(map(rows.__getitem__, states.tolist()), object, len(states))
+        rows = self.problem.recorded.at(self._instance[envs], self._layer[envs])
+        if self._alpha_column is not None:
+            rows[:, self._alpha_column] = self._alpha[envs]
         rows.setflags(write=False)
         return np.fromiter(rows, object, len(states))
 

@@ -1,244 +1,258 @@
-"""The rules of the literature, as agents: nothing is learned, and a threshold is all there is.
+"""The rules of the literature: policies with nothing to learn but their threshold.
 
-| agent | exits at the first layer where | source |
-|---|---|---|
-| `Confidence` | the largest class probability passes a threshold | Schwartz et al. 2020 |
-| `Entropy` | their entropy, divided by log C, falls below a threshold | DeeBERT, Xin et al. 2020 |
-| `Patience` | p classifiers in a row agree | PABEE, Zhou et al. 2020 |
-| `PCEE` | p classifiers in a row are confident | PCEE-BERT, Zhang et al. 2022 |
-| `Saturation` | the hidden state hardly changes any more | CALM, Schuster et al. 2022 |
-| `FixedLayer` | it is layer k | |
-| `RandomExit` | a coin says so | |
+| rule | leaves at the first layer where | score | source |
+|---|---|---|---|
+| `confidence` | the largest class probability passes a threshold | that probability | Schwartz et al. 2020 |
+| `entropy` | their entropy falls below a threshold | 1 - entropy / log C | DeeBERT, Xin et al. 2020 |
+| `patience` | p classifiers in a row agree | n / (n + 1) for n in a row | PABEE, Zhou et al. 2020 |
+| `pcee` | p classifiers in a row are confident | 1 - the highest entropy of p | PCEE-BERT, Zhang et al. 2022 |
+| `saturation` | the hidden state hardly changes any more | (1 + cosine) / 2 | CALM, Schuster et al. 2022 |
+| `fixed-layer` | it is layer k | k / (k + 1) | |
+| `random` | a coin says so | a number drawn anew | |
 
-Scores are graded, so that every rule has a whole curve: they are above 1/2 exactly where the rule
-says exit, and the higher the more clearly it does.
+A module of your own adds one, which `--agent MODULE:NAME` then trains, evaluates and deploys:
+
+    @register_policy("margin")
+    @dataclass(kw_only=True)
+    class Margin(Rule):
+        threshold: float = number(0.5, 0, 1)
+        reads = ("probs",)
+
+        def scores(self, observations, layout):
+            best = np.sort(observations[..., layout["probs"]], axis=-1)
+            return best[..., -1] - best[..., -2]
 """
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors.torch import save_file
-from stable_baselines3.common.logger import Logger
 
-from cee_gym.agents.base import Agent, AnyEnv, Decider, Floats
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import CeeGymError
+from cee_gym.observation import Layout, Sizes, layout_of
+from cee_gym.policies.base import SCORES, ExitPolicy, Floats, Score, register_policy
+from cee_gym.settings import Range, check_settings, number, settings_of
+
+if TYPE_CHECKING:
+    import torch
 
 
-class Rule(Agent):
-    """What all rules share: they read some parts of the observation; most learn nothing."""
+class Observed(Protocol):
+    """Where observations come from: a `Problem`, or an environment of cee-gym."""
 
-    needs: ClassVar[tuple[str, ...]]
+    layout: Layout
 
-    def check_observe(self, parts: Collection[str]) -> None:
-        """See `Agent.check_observe`."""
-        if missing := [part for part in self.needs if part not in parts]:
-            raise CeeGymError(f"{self.name} reads {', '.join(missing)}: observe it")
 
-    def learn(
-        self,
-        env: AnyEnv,
-        total_timesteps: int = 0,
-        *,
-        logger: Logger | None = None,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Takes the layout of the observations; there is nothing else to learn."""
-        self.bind(env)
-        return self
+@dataclass(kw_only=True)
+class Rule(Score):
+    """What all rules share: a dataclass of their settings, one of which gives the threshold."""
 
-    def exit_probability(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probability`."""
-        return self.exit_probabilities(observations)[:, -1]
+    def __post_init__(self) -> None:
+        check_settings(self)
 
-    def part(self, observations: Floats, name: str) -> Floats:
-        """The columns of one part, `[..., width]`.
+    @property
+    def least(self) -> float:
+        """The score above which the rule leaves by its own settings."""
+        threshold: float = self.threshold  # type: ignore[attr-defined]
+        return threshold
+
+    def policy(self, observed: Observed) -> ExitPolicy:
+        """The exit policy that follows this rule.
+
+        Args:
+            observed: a problem or an environment, whose observations it is to read.
 
         Raises:
-            CeeGymError: if the agent has not learned where they stand.
+            CeeGymError: if they lack a part it reads.
         """
-        if not hasattr(self, "layout"):
-            raise CeeGymError(f"this {self.name} agent has seen no environment: call learn first")
-        return observations[..., self.layout[name]]
+        self.check_observe(observed.layout)
+        return ExitPolicy(self, dict(observed.layout), float(self.least))
 
-    def save_weights(self, path: Path) -> None:
-        """Writes an empty file: a rule has no weights."""
-        save_file({"none": torch.zeros(0)}, path)
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the rule."""
+        return settings_of(self)
 
-    def load_weights(self, path: Path) -> None:
-        """Reads nothing."""
+    @classmethod
+    def restore(
+        cls,
+        settings: Mapping[str, Any],
+        tensors: "dict[str, torch.Tensor]",
+        layout: Layout,
+        alpha_range: tuple[float, float],
+    ) -> Self:
+        """The rule with these arguments."""
+        return cls(**settings)
 
 
+def find_rule(name: str) -> type[Rule]:
+    """The rule of this name.
+
+    Raises:
+        CeeGymError: if there is none, or the policy of this name has to be learned.
+    """
+    found = SCORES.get(name)
+    if not issubclass(found, Rule):
+        raise CeeGymError(f"{name} is no rule: a policy of this kind is learned by an agent")
+    return found
+
+
+def rule_names() -> list[str]:
+    """The names of all rules known so far."""
+    return [name for name in SCORES if issubclass(SCORES.get(name), Rule)]
+
+
+def full_depth(sizes: Sizes) -> ExitPolicy:
+    """The policy that never leaves before the last layer."""
+    rule = FixedLayer(layer=sizes.num_layers)
+    return ExitPolicy(rule, layout_of(("layer",), sizes), float(rule.least))
+
+
+@register_policy("confidence")
+@dataclass(kw_only=True)
 class Confidence(Rule):
-    """Leaves where the classifier is confident.
+    """Leaves where the exit is confident.
 
     Args:
         threshold: on the largest class probability.
     """
 
-    name: ClassVar[str] = "confidence"
-    has_memory = False
-    needs: ClassVar[tuple[str, ...]] = ("confidence",)
+    threshold: float = number(0.9, 0, 1, search=Range(0.0, 1.0))
+    reads = ("confidence",)
 
-    def __init__(self, *, threshold: float = 0.9) -> None:
-        check_number("threshold", threshold, 0, 1)
-        self.threshold = threshold
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"threshold": self.threshold}
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        return graded(self.part(observations, "confidence")[..., 0], self.threshold)
-
-    def decider(self, threshold: float, device: torch.device) -> Decider:
-        """See `Agent.decider`."""
-        least = ungraded(threshold, self.threshold)
-        return Decider(("confidence",), lambda seen, layer: seen, least, 0.0)
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """The confidence."""
+        return observations[..., layout["confidence"].start]
 
 
+@register_policy("entropy")
+@dataclass(kw_only=True)
 class Entropy(Rule):
-    """Leaves where the classifier's entropy is low.
+    """Leaves where the exit's entropy is low.
 
     Args:
         threshold: on the entropy divided by log C, so that it means the same for any number of
             classes.
     """
 
-    name: ClassVar[str] = "entropy"
-    has_memory = False
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
+    threshold: float = number(0.3, 0, 1, search=Range(0.0, 1.0))
+    reads = ("entropy",)
 
-    def __init__(self, *, threshold: float = 0.3) -> None:
-        check_number("threshold", threshold, 0, 1)
-        self.threshold = threshold
+    @property
+    def least(self) -> float:
+        """One minus the threshold."""
+        return 1 - self.threshold
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"threshold": self.threshold}
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        return graded(-self.part(observations, "entropy")[..., 0], -self.threshold, low=-1, high=0)
-
-    def decider(self, threshold: float, device: torch.device) -> Decider:
-        """See `Agent.decider`."""
-        least = ungraded(threshold, -self.threshold, low=-1, high=0)
-        return Decider(("entropy",), lambda seen, layer: -seen, least, 0.0)
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """One minus the entropy divided by log C."""
+        return 1 - observations[..., layout["entropy"].start]
 
 
+@register_policy("patience")
+@dataclass(kw_only=True)
 class Patience(Rule):
-    """Leaves when some classifiers in a row agree.
+    """Leaves when some exits in a row agree.
 
     Args:
-        patience: how many, the present one included; at least 1. (PABEE counts agreements between
-            neighbours, of which there is one less.)
+        patience: how many, the present one included. (PABEE counts agreements between neighbours,
+            of which there is one less.)
     """
 
-    name: ClassVar[str] = "patience"
-    needs: ClassVar[tuple[str, ...]] = ("probs",)
+    patience: int = number(3, 1, search=Range(1, 6))
+    reads = ("probs",)
+    has_memory = True
 
-    def __init__(self, *, patience: int = 3) -> None:
-        check_number("patience", patience, 1)
-        self.patience = patience
+    @property
+    def least(self) -> float:
+        """Between the scores of one less and of this many in a row."""
+        return _counted(self.patience - 0.5)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"patience": self.patience}
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        prediction = self.part(observations, "probs").argmax(axis=-1)
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """`n / (n + 1)` for n exits in a row, up to the present one, that agree."""
+        prediction = observations[..., layout["probs"]].argmax(axis=-1)
         layers = np.arange(prediction.shape[1])
         changed = np.ones(prediction.shape, dtype=bool)
         changed[:, 1:] = prediction[:, 1:] != prediction[:, :-1]
         # Layers since the prediction last changed, the present one included.
         run = layers + 1 - np.maximum.accumulate(np.where(changed, layers, 0), axis=1)
-        return _counted(run, self.patience)
+        return _counted(run)
 
-    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
-        """See `Agent.exit_layers`: as many classifiers as it takes must have been asked."""
-        return _layers_that_count(num_layers, self.patience, threshold)
+    def exit_layers(self, num_layers: int, threshold: float) -> Sequence[int]:
+        """As many exits as it takes must have been asked."""
+        layers = np.arange(1, num_layers)
+        return layers[_counted(layers) > np.float32(threshold)].tolist()
 
 
+@register_policy("pcee")
+@dataclass(kw_only=True)
 class PCEE(Rule):
-    """Leaves when some classifiers in a row are confident, whatever they predict.
+    """Leaves when some exits in a row are confident, whatever they predict.
 
-    Confidence is low entropy, as in the paper. Its curve varies the threshold and keeps the
-    patience.
+    Confidence is low entropy, as in the paper. Another threshold keeps the patience.
 
     Args:
         threshold: on the entropy divided by log C.
-        patience: how many, the present one included; at least 1.
+        patience: how many, the present one included.
     """
 
-    name: ClassVar[str] = "pcee"
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
+    threshold: float = number(0.3, 0, 1, search=Range(0.0, 1.0))
+    patience: int = number(2, 1, search=Range(1, 6))
+    reads = ("entropy",)
+    has_memory = True
 
-    def __init__(self, *, threshold: float = 0.3, patience: int = 2) -> None:
-        check_number("threshold", threshold, 0, 1)
-        check_number("patience", patience, 1)
-        self.threshold = threshold
-        self.patience = patience
+    @property
+    def least(self) -> float:
+        """One minus the threshold."""
+        return 1 - self.threshold
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"threshold": self.threshold, "patience": self.patience}
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        entropy = self.part(observations, "entropy")[..., 0]
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """One minus the highest entropy, divided by log C, of the last exits."""
+        entropy = observations[..., layout["entropy"].start]
         # Before layer 1 nothing is certain.
         padded = np.pad(entropy, ((0, 0), (self.patience - 1, 0)), constant_values=1.0)
-        worst = sliding_window_view(padded, self.patience, axis=1).max(axis=-1)
-        return graded(-worst, -self.threshold, low=-1, high=0)
+        return 1 - sliding_window_view(padded, self.patience, axis=1).max(axis=-1)
 
-    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
-        """See `Agent.exit_layers`: as many classifiers as it takes must have been asked."""
-        before = graded(np.array(-1.0), -self.threshold, low=-1, high=0)
-        return range(1 if before > threshold else self.patience, num_layers)
+    def exit_layers(self, num_layers: int, threshold: float) -> Sequence[int]:
+        """As many exits as it takes must have been asked."""
+        return range(1 if threshold < 0 else self.patience, num_layers)
 
 
+@register_policy("saturation")
+@dataclass(kw_only=True)
 class Saturation(Rule):
-    """Leaves where the hidden state is nearly that of the layer before.
-
-    It never leaves at layer 1, which has none before it.
+    """Leaves where the hidden state is nearly that of the layer before; never at layer 1.
 
     Args:
         threshold: on the cosine similarity of the two, -1 to 1.
     """
 
-    name: ClassVar[str] = "saturation"
-    needs: ClassVar[tuple[str, ...]] = ("hidden",)
+    threshold: float = number(0.9, -1, 1, search=Range(-1.0, 1.0))
+    reads = ("hidden",)
+    has_memory = True
 
-    def __init__(self, *, threshold: float = 0.9) -> None:
-        check_number("threshold", threshold, -1, 1)
-        self.threshold = threshold
+    @property
+    def least(self) -> float:
+        """The threshold, moved from [-1, 1] to [0, 1]."""
+        return (1 + self.threshold) / 2
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"threshold": self.threshold}
-
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        hidden = self.part(observations, "hidden")
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """The cosine similarity, moved from [-1, 1] to [0, 1]."""
+        hidden = observations[..., layout["hidden"]]
         norm = np.sqrt(np.vecdot(hidden, hidden))
         scale = norm[:, 1:] * norm[:, :-1]
         scale[scale == 0] = 1
         similarity = np.full(norm.shape, -1.0, dtype=np.float32)
         similarity[:, 1:] = (np.vecdot(hidden[:, 1:], hidden[:, :-1]) / scale).clip(-1, 1)
-        return graded(similarity, self.threshold, low=-1)
+        return (1 + similarity) / 2
 
-    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
-        """See `Agent.exit_layers`: layer 1 has none before it to resemble."""
-        first = graded(np.array(-1.0), self.threshold, low=-1)
-        return range(1 if first > threshold else 2, num_layers)
+    def exit_layers(self, num_layers: int, threshold: float) -> Sequence[int]:
+        """Layer 1 has none before it to resemble."""
+        return range(1 if threshold < 0 else 2, num_layers)
 
 
+@register_policy("fixed-layer")
+@dataclass(kw_only=True)
 class FixedLayer(Rule):
     """Leaves at the same layer always.
 
@@ -246,86 +260,53 @@ class FixedLayer(Rule):
         layer: from 1.
     """
 
-    name: ClassVar[str] = "fixed-layer"
-    has_memory = False
-    needs: ClassVar[tuple[str, ...]] = ("layer",)
+    layer: int = number(1, 1, search=Range(1, 12))
+    reads = ("layer",)
 
-    def __init__(self, *, layer: int = 1) -> None:
-        check_number("layer", layer, 1)
-        self.exit_layer = layer
+    @property
+    def least(self) -> float:
+        """Between the scores of the layer before and of this one."""
+        return _counted(self.layer - 0.5)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"layer": self.exit_layer}
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """`t / (t + 1)` at layer t."""
+        return _counted(observations[..., layout["layer"]].argmax(axis=-1) + 1)
 
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        layer = self.part(observations, "layer").argmax(axis=-1) + 1
-        return _counted(layer, self.exit_layer)
-
-    def exit_layers(self, num_layers: int, threshold: float = 0.5) -> Sequence[int]:
-        """See `Agent.exit_layers`: after the first of them nobody is left."""
-        return _layers_that_count(num_layers, self.exit_layer, threshold)[:1]
+    def exit_layers(self, num_layers: int, threshold: float) -> Sequence[int]:
+        """The first that passes: after it nobody is left."""
+        layers = np.arange(1, num_layers)
+        return layers[_counted(layers) > np.float32(threshold)][:1].tolist()
 
 
+@register_policy("random")
+@dataclass(kw_only=True)
 class RandomExit(Rule):
-    """Leaves with the same probability everywhere.
-
-    Its score is drawn anew at each call, so it exits at random by the rule `score > 1/2` too.
+    """Leaves with the same probability everywhere; its score is drawn anew at each call.
 
     Args:
         probability: of leaving.
         seed: of the draws.
     """
 
-    name: ClassVar[str] = "random"
-    has_memory = False
-    needs: ClassVar[tuple[str, ...]] = ()
+    probability: float = number(0.5, 0, 1)
+    seed: int = number(0, 0)
+    _rng: np.random.Generator = field(init=False, repr=False)
+    reads = ("layer",)
 
-    def __init__(self, *, probability: float = 0.5, seed: int = 0) -> None:
-        check_number("probability", probability, 0, 1)
-        check_number("seed", seed, 0)
-        self.probability = probability
-        self.seed = seed
-        self._rng = np.random.default_rng(seed)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rng = np.random.default_rng(self.seed)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What to construct the agent with, JSON-able."""
-        return {"probability": self.probability, "seed": self.seed}
+    @property
+    def least(self) -> float:
+        """One minus the probability."""
+        return 1 - self.probability
 
-    def exit_probabilities(self, observations: Floats) -> Floats:
-        """See `Agent.exit_probabilities`."""
-        drawn = self._rng.random(observations.shape[:2])
-        return graded(1 - drawn, 1 - self.probability)
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """Numbers drawn evenly from (0, 1]."""
+        return (1 - self._rng.random(observations.shape[:2])).astype(np.float32)
 
 
-def graded(values: np.ndarray, threshold: float, *, low: float = 0, high: float = 1) -> Floats:
-    """Values moved from [low, high] to [0, 1] so that the threshold comes to 1/2.
-
-    Their order stays, and exactly those above the threshold come above 1/2.
-    """
-    values = values.astype(np.float64)
-    scores = np.interp(values, [low, threshold, high], [0, 0.5, 1])
-    # Rounded to float32, one just above 1/2 would be 1/2.
-    above = scores.clip(np.nextafter(np.float32(0.5), np.float32(1)))
-    return np.where(values > threshold, above, scores.clip(max=0.5)).astype(np.float32)
-
-
-def ungraded(score: float, threshold: float, *, low: float = 0, high: float = 1) -> float:
-    """The value above which values have a higher score than this by `graded`."""
-    if score >= 1:
-        return np.inf
-    if score < 0.5 and threshold == low:
-        return -np.inf  # no value is below the threshold, so no score is below 1/2
-    return float(np.interp(score, [0, 0.5, 1], [low, threshold, high]))
-
-
-def _counted(count: np.ndarray, enough: int) -> Floats:
-    """A count from 0 up as a score that passes 1/2 where it is enough, and always grows."""
-    return (count / (count + enough - 0.5)).astype(np.float32)
-
-
-def _layers_that_count(num_layers: int, enough: int, threshold: float) -> list[int]:
-    """The layers before the last of whose number, as a count, the score passes a threshold."""
-    layers = np.arange(1, num_layers)
-    return layers[_counted(layers, enough) > threshold].tolist()
+def _counted(count: Any) -> Any:
+    """A count from 0 up as a score that always grows, in float32 as scores are."""
+    return np.float32(1) - np.float32(1) / np.asarray(count + 1, dtype=np.float32)

@@ -1,0 +1,159 @@
+"""The agents, by name."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.registry import Registry, import_user_module
+from cee_gym.settings import Range
+
+if TYPE_CHECKING:
+    from cee_gym.agents.base import Agent
+    from cee_gym.agents.presets import Preset
+
+AGENTS: Registry["type[Agent]"] = Registry(
+    "agent",
+    {
+        "reinforce": "cee_gym.agents.reinforce:Reinforce",
+        "ppo": "cee_gym.agents.ppo:PPO",
+        "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
+        "constrained": "cee_gym.agents.constrained:Constrained",
+        "longstaff-schwartz": "cee_gym.agents.longstaff_schwartz:LongstaffSchwartz",
+        "learning-to-exit": "cee_gym.agents.learning_to_exit:LearningToExit",
+        "cat": "cee_gym.agents.cat:CAT",
+    },
+)
+# The rules cee-gym brings; each is an agent too, one that learns nothing.
+RULES = ("confidence", "entropy", "patience", "pcee", "saturation", "fixed-layer", "random")
+
+
+def register_agent(name: str) -> Callable[["type[Agent]"], "type[Agent]"]:
+    """Makes a class an agent that `--agent` and saved runs know by name."""
+
+    def register(agent: "type[Agent]") -> "type[Agent]":
+        agent.name = name
+        AGENTS.add(name, agent)
+        return agent
+
+    return register
+
+
+def agent_names() -> list[str]:
+    """The names of all agents known so far, without those of Stable-Baselines3."""
+    return [*AGENTS, *RULES]
+
+
+def full_agent_name(name: str) -> str:
+    """The name by which another process finds the agent: `MODULE:NAME` for a user's own."""
+    from cee_gym.policies.base import SCORES
+    from cee_gym.policies.sb3 import is_sb3
+
+    if is_sb3(name):
+        return name
+    short = name.rpartition(":")[2]
+    return (AGENTS if short in AGENTS else SCORES).full_name(name)
+
+
+def make_agent(name: str, **hyperparameters: Any) -> "Agent":
+    """An agent that has not learned yet.
+
+    Args:
+        name: on the command line. `"sb3:ppo"`, `"sb3-contrib:trpo"` and the like are the algorithms
+            of Stable-Baselines3 and sb3-contrib; the name of a rule gives an agent that learns
+            nothing; `"MODULE:NAME"` imports the module of yours that defines an agent or a rule.
+        **hyperparameters: those that differ from their defaults.
+
+    Raises:
+        CeeGymError: if there is no such agent or hyper-parameter, or a value is out of range.
+    """
+    kind = _find(name)
+    known = _defaults(name, kind)
+    for key in hyperparameters:
+        if key not in known:
+            hint = did_you_mean(key, list(known))
+            raise CeeGymError(f"{name} has no hyper-parameter {key!r}: {hint}")
+    return kind(**hyperparameters)
+
+
+def hyperparameter_defaults(name: str) -> dict[str, Any]:
+    """The hyper-parameters of an agent and their defaults, all JSON-able.
+
+    Raises:
+        CeeGymError: if there is no such agent.
+
+    >>> hyperparameter_defaults("confidence")
+    {'threshold': 0.9}
+    """
+    return _defaults(name, _find(name))
+
+
+def hyperparameter_ranges(name: str) -> dict[str, Range | list[Any]]:
+    """What a search tries of an agent's hyper-parameters, by name.
+
+    Raises:
+        CeeGymError: if there is no such agent.
+    """
+    from cee_gym.policies.sb3 import is_sb3
+
+    if is_sb3(name):
+        from cee_gym.agents.sb3_agent import RANGES
+
+        return RANGES.get(name.lower(), {})
+    return _find(name)().search_ranges()
+
+
+def preset_for(name: str, task: str) -> "Preset":
+    """The settings an agent starts from for a task: its family's, or else the agent's default.
+
+    Raises:
+        CeeGymError: if there is no such agent.
+    """
+    from cee_gym.agents.presets import FAMILIES
+    from cee_gym.policies.sb3 import is_sb3
+
+    if is_sb3(name):
+        from cee_gym.agents.sb3_agent import PRESETS, Preset
+
+        return PRESETS.get(name.lower(), Preset())
+    presets = _find(name)().presets()
+    return presets.get(FAMILIES.get(task, "default"), presets["default"])
+
+
+def describe(name: str) -> str:
+    """What an agent does, in a line."""
+    from cee_gym.policies.rules import find_rule
+
+    found = AGENTS.get(name) if name in AGENTS else find_rule(name)
+    return (found.__doc__ or "").splitlines()[0]
+
+
+def _find(name: str) -> Callable[..., "Agent"]:
+    from cee_gym.policies.sb3 import find_algorithm, is_sb3
+
+    if is_sb3(name):
+        from cee_gym.agents.sb3_agent import SB3Agent
+
+        find_algorithm(name)
+        return lambda **given: SB3Agent(name, **given)
+    module, _, short = name.rpartition(":")
+    if module and short not in AGENTS:
+        import_user_module(module)
+    if short in AGENTS:
+        return AGENTS.get(name)
+    from cee_gym.agents.rule import RuleAgent
+    from cee_gym.policies.base import SCORES
+    from cee_gym.policies.rules import Rule
+
+    if short in SCORES and issubclass(found := SCORES.get(name), Rule):
+        rule: type[Rule] = found
+        return lambda **given: RuleAgent(rule(**given))
+    names = [*agent_names(), "sb3:ALGORITHM", "sb3-contrib:ALGORITHM"]
+    where = f" in {module}" if module else ""
+    raise CeeGymError(f"unknown agent {short!r}{where}: {did_you_mean(short, names)}")
+
+
+def _defaults(name: str, kind: Callable[..., "Agent"]) -> dict[str, Any]:
+    from cee_gym.policies.sb3 import defaults, is_sb3
+
+    return defaults(name) if is_sb3(name) else kind().hyperparameters()
+
