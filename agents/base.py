@@ -92,7 +92,7 @@ class Agent(ABC):
                 f"{_span(alpha_range)}: give the same range"
             )
         if (table := table_of(env)) is not None:
-            self.model = table.trace.header.get("model")
+            self.model = table.trace.header.model
             self._recording = table.trace.path.parent
 
     def check_observe(self, parts: Collection[str]) -> None:  # noqa: B027

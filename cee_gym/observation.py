@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 
 from cee_gym.errors import CeeGymError, did_you_mean
-from cee_gym.traces.trace import log_softmax
+from cee_gym.traces.readout import log_softmax
 
 Floats = npt.NDArray[np.floating]
 Layout = dict[str, slice]

@@ -86,7 +86,7 @@ class Reward:
                 another model.
         """
         if isinstance(self.cost, CostModel):
-            self.cost.check_model(trace.header.get("model"))
+            self.cost.check_model(trace.header.model)
         return self.of(trace.loss, trace.correct)
 
     def of(self, loss: Floats, correct: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -16,8 +16,9 @@ from cee_gym.errors import CeeGymError, DataError
 from cee_gym.hardness import memorized_layer
 from cee_gym.observation import layout_of, width_of, write
 from cee_gym.reward import Reward, alpha_range
+from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.texts import fingerprint
-from cee_gym.traces.trace import Readout, Trace, read_out
+from cee_gym.traces.trace import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset
