@@ -56,6 +56,7 @@ setup(
     package_data={"cee_gym": ["py.typed", "shipped/**/*"]},
     install_requires=[
         "accelerate>=1.0",
+        "array-api-compat>=1.11",
         "datasets>=4",
         "gymnasium>=1.4,<2",
         "huggingface-hub>=1.31",

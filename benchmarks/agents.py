@@ -132,7 +132,7 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
             }
             row["seconds_to_99_percent"] = time_to(row.pop("curve"), row["seconds"])
     return {
-        "backbone": traces["dev"].header["backbone"],
+        "backbone": traces["dev"].header.backbone,
         "traces": {split: trace.fingerprint for split, trace in traces.items()},
         "rows": {split: len(trace) for split, trace in traces.items()},
         "full_depth_accuracy": float(traces["dev"].correct[:, -1].mean()),

@@ -57,7 +57,7 @@ def main(args: Args) -> None:
     directory = args.recording / "models" / "deployed"
     model = load_model(directory)
     dev = EarlyExitEnv(trace=args.recording, split="dev").table.trace
-    task = get_task(dev.header["task"])
+    task = get_task(dev.header.task)
     data = load_splits(task, args.data)["dev"]
     text = EncodedText(data, load_tokenizer(str(directory)), model.config.max_tokens)
     agents = [confidence(args.recording, speedup) for speedup in LAYER_SPEEDUPS]
@@ -70,7 +70,7 @@ def main(args: Args) -> None:
         "cost_model",
         {
             "task": task.name,
-            "backbone": dev.header["backbone"],
+            "backbone": dev.header.backbone,
             "texts": len(text),
             "mean_tokens": round(float(text.lengths.mean()), 1),
             "rounds": args.rounds,

@@ -375,7 +375,12 @@ def main(args: Args) -> None:
     write(
         "guarantee",
         {
-            "recording": {key: header[key] for key in ("task", "backbone", "policy_data", "seed")}
+            "recording": {
+                "task": header.task,
+                "backbone": header.backbone,
+                "policy_data": header.policy_data,
+                "seed": header.seed,
+            }
             | {split: trace.fingerprint for split, trace in traces.items()},
             "rows": {split: len(trace) for split, trace in traces.items()},
             "full_depth_accuracy": {

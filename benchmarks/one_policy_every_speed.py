@@ -71,8 +71,8 @@ def main(args: Args) -> None:
         np.mean(right["separate"], axis=0, dtype=float) - np.mean(right["one"], axis=0, dtype=float)
     )
     results = {
-        "task": dev.header["task"],
-        "backbone": dev.header["backbone"],
+        "task": dev.header.task,
+        "backbone": dev.header.backbone,
         "trace": dev.fingerprint,
         "rows": {split: len(open_split(args.recording, split)) for split in ("train", "dev")},
         "levels": LEVELS,

@@ -76,7 +76,7 @@ def main(args: Args) -> None:
     torch_runtimes = [EarlyExitRuntime(model, agent, threshold=value) for value in thresholds]
     results = {
         "task": args.task,
-        "backbone": dev.header["backbone"],
+        "backbone": dev.header.backbone,
         "onnxruntime": version("onnxruntime"),
         "layers": model.num_layers,
         "dev_texts": len(encoded),

@@ -108,7 +108,7 @@ def measure(recording: Path, split: str) -> dict[str, Any]:
     agent = ExpectedReturn(weight_decay=0.01).learn(env, policy.total_timesteps)
     calibration, report = (policy_env(recording, policy, s).table for s in ("calibration", split))
     scores = {
-        t.trace.header["split"]: agent.exit_probabilities(t.observations)
+        t.trace.header.split: agent.exit_probabilities(t.observations)
         for t in (calibration, report)
     }
     rewards = report.rewards(policy.alpha[0])

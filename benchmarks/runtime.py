@@ -109,7 +109,7 @@ def main(args: Args) -> None:
                 {
                     "task": task,
                     "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "backbone": open_split(recording, "dev").header["backbone"],
+                    "backbone": open_split(recording, "dev").header.backbone,
                     "layers": on_device.num_layers,
                     "dev_texts": len(encoded),
                     "mean_tokens": float(encoded.lengths.mean()),

@@ -121,7 +121,7 @@ def main(args: Args) -> None:
         "runtime_serve",
         {
             "task": args.task,
-            "backbone": open_split(args.recording, "dev").header["backbone"],
+            "backbone": open_split(args.recording, "dev").header.backbone,
             "layers": pipeline.model.num_layers,
             "trace": open_split(args.recording, "dev").fingerprint,
             "policy": {"agent": pipeline.agent.name, "threshold": pipeline.threshold},

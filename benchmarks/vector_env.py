@@ -20,8 +20,8 @@ import numpy as np
 from common import write
 
 import cee_gym  # noqa: F401 (registers the ids)
+from cee_gym.traces import TraceHeader, TraceWriter, read_out
 from cee_gym.traces.recordings import MissingRecordingError, find_recording
-from cee_gym.traces.trace import TraceWriter
 
 ID = "EarlyExit-BERT-RTE"
 REPEATS = 25
@@ -51,14 +51,21 @@ def recording(folder: Path) -> tuple[Path, str]:
         n, num_layers, width, rng = 700, 6, 384, np.random.default_rng(0)
         writer = TraceWriter(
             path=folder / "trace",
+            header=TraceHeader(
+                task="made-up",
+                split="train",
+                backbone="none",
+                num_labels=2,
+                depths=tuple(range(1, num_layers + 1)),
+            ),
             row_ids=np.array([f"train/{row}" for row in range(n)]),
             labels=rng.integers(2, size=n),
-            shape=(num_layers, width),
+            width=width,
             dtype="float16",
-            description={"task": "made-up", "split": "train", "labels": ["0", "1"]},
         )
         states = rng.normal(size=(n, num_layers, width))
-        writer.write(np.arange(n), states, rng.normal(size=(n, num_layers, 2)).astype(np.float32))
+        logits = rng.normal(size=(n, num_layers, 2)).astype(np.float32)
+        writer.write(np.arange(n), states, read_out(logits, writer.labels[:, None]))
         return writer.publish().path, f"made up, {n} x {num_layers} x {width}"
 
 

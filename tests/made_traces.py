@@ -1,10 +1,27 @@
 """Small made-up traces on disk, for tests."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cee_gym.traces.trace import Trace, TraceWriter
+from cee_gym.traces import Trace, TraceHeader, TraceWriter, read_out
+
+
+def made_header(
+    num_layers: int, num_labels: int, *, split: str = "train", **changes: Any
+) -> TraceHeader:
+    """The header of a made-up trace; its classes are called class 0, class 1 and so on."""
+    header = TraceHeader(
+        task="made-up",
+        split=split,
+        backbone="none",
+        num_labels=num_labels,
+        labels=tuple(f"class {number}" for number in range(num_labels)),
+        depths=tuple(range(1, num_layers + 1)),
+    )
+    return replace(header, **changes)
 
 
 def write_trace(
@@ -42,19 +59,14 @@ def write_arrays(
     n, num_layers, width = states.shape
     writer = TraceWriter(
         path=path,
+        header=made_header(num_layers, logits.shape[2], split=split, seed=seed),
         row_ids=np.array([f"{split}/{row}" for row in range(n)]),
         labels=labels,
-        shape=(num_layers, width),
+        width=width,
         dtype=dtype,
-        description={
-            "task": "made-up",
-            "split": split,
-            "labels": [f"class {number}" for number in range(logits.shape[2])],
-            "backbone": "none",
-            "seed": seed,
-        },
     )
-    writer.write(np.arange(n), states, logits.astype(np.float32))
+    readout = read_out(logits.astype(np.float32), labels[:, None])
+    writer.write(np.arange(n), states, readout)
     return writer.publish()
 
 

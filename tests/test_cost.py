@@ -1,6 +1,7 @@
 """The cost model: between what was measured, on disk, and as the cost in a reward."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,7 @@ def test_a_profile_that_is_written_anew_is_read_anew(
 
 
 def test_a_profile_of_another_model_is_refused(trace: Trace) -> None:
-    header = {**trace.header, "model": "fedcba9876543210"}
-    recorded = Trace(**{**vars(trace), "header": header})
+    recorded = replace(trace, header=replace(trace.header, model="fedcba9876543210"))
     with pytest.raises(CeeGymError, match="of model 0123456789abcdef, the trace of model fedcba98"):
         EarlyExitEnv(trace=recorded, cost=made_up())
     EarlyExitEnv(trace=recorded, cost=made_up(model="fedcba9876543210"))

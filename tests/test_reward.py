@@ -11,13 +11,14 @@ from hypothesis.extra.numpy import arrays
 from cee_gym import Reward, Trace, memorized_layer
 from cee_gym.errors import CeeGymError
 from cee_gym.reward import alpha_range
-from cee_gym.traces.trace import read_out
+from cee_gym.traces import read_out
+from tests.made_traces import made_header
 
 
 def trace_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> Trace:
     """A trace in memory only."""
     n, num_layers, num_labels = logits.shape
-    readout = read_out(logits, np.broadcast_to(labels[:, None], (n, num_layers)))
+    readout = read_out(logits, labels[:, None])
     return Trace(
         states=np.zeros((n, num_layers, 1), dtype=np.float32),
         loss=readout.loss,
@@ -27,7 +28,7 @@ def trace_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> 
         labels=labels,
         row_ids=np.array([f"train/{row}" for row in range(n)]),
         logits=logits,
-        header={"labels": [str(number) for number in range(num_labels)]},
+        header=made_header(num_layers, num_labels),
         path=Path("nowhere"),
     )
 

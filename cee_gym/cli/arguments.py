@@ -59,7 +59,7 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
         if own:
             raise CeeGymError("EarlyExit is a recording of your own: give --trace PATH")
         return benchmark(given)
-    recorded = open_split(trace, "train").header["task"]
+    recorded = open_split(trace, "train").header.task
     id, task = (given, recorded) if own else benchmark(given)
     if task != recorded:
         raise CeeGymError(

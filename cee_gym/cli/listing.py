@@ -26,11 +26,11 @@ class Envs:
                 print(f"{id:30} {task:14} not recorded; {build_command(id)}")
                 continue
             traces = [open_split(path, split) for split in recorded_splits(path)]
-            sizes = ", ".join(f"{t.header['split']} {len(t)}" for t in traces)
+            sizes = ", ".join(f"{t.header.split} {len(t)}" for t in traces)
             where = "shipped" if home() not in path.parents else str(path)
             first = traces[0]
             print(
-                f"{id:30} {task:14} {first.header['backbone']}, {first.num_layers} layers, {sizes} "
+                f"{id:30} {task:14} {first.header.backbone}, {first.num_layers} layers, {sizes} "
                 f"[{first.fingerprint}] {where}"
             )
         print("EarlyExit                      your own         gym.make('EarlyExit', trace=PATH)")

@@ -77,9 +77,9 @@ class Profile:
         trace = None if self.trace is None else open_split(self.trace, "dev")
         texts = None
         if trace is not None:
-            if trace.header.get("model") not in (None, fingerprint(model)):
+            if trace.header.model not in (None, fingerprint(model)):
                 raise CeeGymError(
-                    f"the recording at {self.trace} is of model {trace.header['model']}, not "
+                    f"the recording at {self.trace} is of model {trace.header.model}, not "
                     f"{fingerprint(model)}: give one of the model at {self.model}"
                 )
             if self.data is not None:
@@ -145,7 +145,7 @@ def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths
     from cee_gym.backbones.encoding import EncodedText, load_tokenizer
     from cee_gym.tasks.loading import load_splits
 
-    split = load_splits(task_named(trace.header["task"]), data)[trace.header["split"]]
+    split = load_splits(task_named(trace.header.task), data)[trace.header.split]
     lengths = EncodedText(split, load_tokenizer(str(model)), max_tokens).lengths
     by_row = dict(zip(split["row_id"], lengths.tolist(), strict=True))
     if missing := [row for row in trace.row_ids.tolist() if row not in by_row]:
@@ -195,7 +195,7 @@ def _prediction(costs: "CostModel", agent: "Agent", trace: "Trace", texts: Lengt
             cells.append(f"{predicted.wall_clock_speedup:.2f}x ({each[0]:.2f} -> {each[1]:.2f})")
         rows.append([str(batch_size), *cells])
     return (
-        f"{agent.name} on {len(exits)} texts of {trace.header['split']}: layer speed-up "
+        f"{agent.name} on {len(exits)} texts of {trace.header.split}: layer speed-up "
         f"{costs.num_layers / exits.mean():.2f}x\n"
         "predicted wall-clock speed-up (milliseconds a text at full depth -> with early exit)\n\n"
         f"{aligned(rows)}"

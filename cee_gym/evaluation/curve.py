@@ -105,7 +105,7 @@ def evaluate_at(
     if threshold.chosen_on == trace.fingerprint:
         raise CeeGymError(
             f"the threshold {threshold.value:.4f} was chosen on this split "
-            f"({trace.header['split']}): choose it on another one, since here it flatters"
+            f"({trace.header.split}): choose it on another one, since here it flatters"
         )
     return evaluate(
         trace,

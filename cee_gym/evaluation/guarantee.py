@@ -89,7 +89,7 @@ class Guarantee:
             **asdict(self),
             "calibration_rate": self.losses / self.rows,
             "there": {
-                "split": trace.header["split"],
+                "split": trace.header.split,
                 "trace": trace.fingerprint,
                 "rows": len(trace),
                 "rate": float(lost.mean()),
@@ -282,7 +282,7 @@ def _check_scores(trace: Trace, scores: Floats) -> None:
         raise CeeGymError(f"scores must be of shape {list(shape)}, got {list(scores.shape)}")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise CeeGymError("scores must be numbers from 0 to 1")
-    if trace.header["split"] == "train":
+    if trace.header.split == "train":
         raise CeeGymError(
             "a guarantee takes rows that training has not seen, and this is the split train: give "
             "calibration"

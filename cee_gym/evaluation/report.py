@@ -61,7 +61,7 @@ def report(
         CeeGymError: if the agent does not fit the tables, or nothing can be promised.
     """
     check_layout(agent, dev.layout)
-    check_model(agent, dev.trace.header.get("model"))
+    check_model(agent, dev.trace.header.model)
     alpha = agent.alpha if isinstance(agent, AtAlpha) else sum(dev.alpha) / 2
     rewards = dev.rewards(alpha)
     scores = {name: _scores(agent, t, alpha) for name, t in (("dev", dev), ("cal", calibration))}
@@ -93,7 +93,7 @@ def report(
         for name, threshold in thresholds.items()
     }
     return {
-        "split": dev.trace.header["split"],
+        "split": dev.trace.header.split,
         "trace": dev.trace.fingerprint,
         "calibration_trace": calibration.trace.fingerprint,
         "agent": agent.name,

@@ -158,7 +158,7 @@ def measure(agent: Agent, threshold: float, measured: Measured) -> Measured:
     table = _table(agent, measured, "dev")
     exits = first_exit(agent.exit_probabilities(table.observations) > threshold)
     evaluation = {
-        "split": table.trace.header["split"],
+        "split": table.trace.header.split,
         "trace": table.trace.fingerprint,
         "rows": len(table.trace),
         "full_depth": fixed_layers(table.trace, metrics=measured.metrics)[-1].to_json(),

@@ -77,10 +77,10 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
     path = Path(path).expanduser()
     if (path / "header.json").is_file():
         trace = _open(path)
-        if trace.header["split"] != split:
+        if trace.header.split != split:
             raise TraceError(
-                f"the trace at {path} is of split {trace.header['split']!r}, not {split!r}: "
-                f"give split={trace.header['split']!r}, or another trace"
+                f"the trace at {path} is of split {trace.header.split!r}, not {split!r}: "
+                f"give split={trace.header.split!r}, or another trace"
             )
         return trace
     splits = recorded_splits(path)

@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from array_api_compat import torch as xp
 from datasets import Dataset
 from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.exits.classifier import MultiExitModel
-from cee_gym.traces.trace import Trace, TraceWriter
+from cee_gym.traces.header import TraceHeader
+from cee_gym.traces.readout import read_out
+from cee_gym.traces.trace import Trace
+from cee_gym.traces.writer import TraceWriter
 
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
 
@@ -40,7 +44,8 @@ def collect(
         text: the split in token ids.
         data: the split, whose `row_id` and `label` are recorded. Its text is not.
         path: where the trace is to be.
-        description: becomes part of the header: `task`, `split`, `backbone`, `seed`.
+        description: what the header of a trace says that the model and the text do not: `task`,
+            `split`, `backbone`, and where they are known `policy_data` and `seed`.
         rows: positions of the rows to record, all by default.
         dtype: of the states, float16 or float32.
         batch_size: texts at a time; they are sorted by length.
@@ -66,23 +71,26 @@ def start_trace(
     """Begins, or goes on with, the trace of some rows of a split; see `collect`."""
     picked = data[rows.tolist()]
     words = json.dumps([picked.get("text"), picked.get("pair")])
+    header = TraceHeader(
+        **description,
+        num_labels=model.num_labels,
+        labels=tuple(model.labels),
+        depths=tuple(range(1, model.num_layers + 1)),
+        max_tokens=model.config.max_tokens,
+        model=fingerprint(model),
+        text=hashlib.sha256(words.encode()).hexdigest()[:16],
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+    )
     return TraceWriter(
-        path,
+        path=path,
+        header=header,
         row_ids=np.array(picked["row_id"]),
         labels=np.array(picked["label"]),
-        shape=(model.num_layers, model.width),
+        width=model.width,
         dtype=dtype,
-        description={
-            **description,
-            "labels": model.labels,
-            "max_tokens": model.config.max_tokens,
-            "model": fingerprint(model),
-            "text": hashlib.sha256(words.encode()).hexdigest()[:16],
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in LIBRARIES},
-            },
-        },
     )
 
 
@@ -113,10 +121,12 @@ def write_rows(
     with torch.inference_mode(), progress:
         for batch in text.batches(rows[todo], batch_size):
             output = model(**text.batch(batch, model.device))
+            labels = torch.from_numpy(writer.labels[place[batch]]).to(model.device)
+            readout = read_out(output.logits.float(), labels[:, None], xp)
             writer.write(
                 place[batch],
                 output.states.float().cpu().numpy(),
-                output.logits.float().cpu().numpy(),
+                readout.apply(lambda array: array.cpu().numpy()),
             )
             progress.update(len(batch))
     model.train(was_training)

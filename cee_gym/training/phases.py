@@ -11,7 +11,6 @@ that was stopped goes on after the last thing that exists.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,14 +24,15 @@ from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.policy_agent import GradientAgent
+from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
 from cee_gym.observation import layout_of, width_of, write
 from cee_gym.reward import Reward, alpha_range
+from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import open_split
 from cee_gym.traces.texts import collect, start_trace, write_rows
-from cee_gym.traces.trace import read_out
 from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig
 from cee_gym.training.fit import Objective, fit
 from cee_gym.training.losses import (
@@ -277,7 +277,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
         "traced_by": shares.traced_by,
     }
-    (unfinished / "recording.json").write_text(json.dumps(description) + "\n")
+    write_document(unfinished / "recording.json", description)
     unfinished.rename(recording)
 
 
@@ -328,7 +328,7 @@ def observe_output(output: MultiExitOutput, agent: Agent, alpha: np.ndarray) -> 
     (size, num_layers, width), num_labels = states.shape, logits.shape[2]
     layout = layout_of(agent.observe, num_layers, width, num_labels)
     observations = np.empty((size, num_layers, width_of(layout)), dtype=np.float32)
-    readout = read_out(logits, np.zeros(logits.shape[:2], dtype=np.int64))
+    readout = read_out(logits)
     write(
         observations,
         layout,

@@ -76,7 +76,7 @@ class ConsistentEETrainer:
         if self.setup is not None:
             return self.setup.task.name
         assert self.recording is not None
-        task: str = open_split(self.recording, "train").header["task"]
+        task: str = open_split(self.recording, "train").header.task
         return task
 
     def description(self) -> dict[str, Any]:

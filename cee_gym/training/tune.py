@@ -115,7 +115,7 @@ class Search:
 
     @cached_property
     def _preset(self) -> Preset:
-        task = open_split(self.recording, "train").header["task"]
+        task = open_split(self.recording, "train").header.task
         return preset_for(self.agent, task).observing(self.policy.observe)
 
 

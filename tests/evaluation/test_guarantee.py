@@ -31,7 +31,7 @@ from cee_gym.evaluation.guarantee import (
     sentence,
 )
 from cee_gym.traces.trace import Trace
-from tests.made_traces import write_trace
+from tests.made_traces import made_header, write_trace
 
 SHIPPED = Path(cee_gym.__file__).parent / "shipped"
 # Few values, so that scores tie with each other and with thresholds.
@@ -50,7 +50,11 @@ def trace_of(prediction: np.ndarray, labels: np.ndarray | None = None, **header:
         labels=(prediction[:, -1] if labels is None else labels).astype(np.int32),
         row_ids=np.arange(len(prediction)).astype(str),
         logits=None,
-        header={"split": "calibration", "fingerprint": "calibration", **header},
+        header=made_header(
+            prediction.shape[1],
+            2,
+            **{"split": "calibration", "fingerprint": "calibration"} | header,
+        ),
         path=None,  # type: ignore[arg-type]
     )
 

@@ -90,7 +90,7 @@ def test_missing_split_names_those_there_are(tmp_path: Path) -> None:
 
 def test_single_trace_of_another_split(tmp_path: Path) -> None:
     write_trace(tmp_path / "trace", split="dev")
-    assert open_split(tmp_path / "trace", "dev").header["split"] == "dev"
+    assert open_split(tmp_path / "trace", "dev").header.split == "dev"
     with pytest.raises(TraceError, match="is of split 'dev', not 'train'"):
         open_split(tmp_path / "trace", "train")
 

@@ -14,7 +14,7 @@ from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.errors import TraceError
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.texts import collect, fingerprint, start_trace, write_rows
-from cee_gym.traces.trace import TraceWriter
+from cee_gym.traces.writer import TraceWriter
 
 DESCRIPTION = {"task": "made-up", "split": "train", "backbone": "tiny", "seed": 5}
 
@@ -117,12 +117,13 @@ def test_the_header_says_what_was_recorded_with_what(
     tmp_path: Path, tiny_model: MultiExitModel, tiny_data: Dataset, text: EncodedText
 ) -> None:
     header = collect(tiny_model, text, tiny_data, tmp_path / "trace", DESCRIPTION).header
-    assert DESCRIPTION.items() <= header.items()
-    assert header["labels"] == ["bad", "good"]
-    assert header["max_tokens"] == 40
-    assert header["model"] == fingerprint(tiny_model)
-    assert header["versions"]["torch"] == torch.__version__
-    assert {"python", "numpy", "transformers", "tokenizers"} < header["versions"].keys()
+    assert DESCRIPTION.items() <= vars(header).items()
+    assert header.labels == ("bad", "good")
+    assert (header.num_labels, header.depths, header.target) == (2, (1, 2, 3), "label")
+    assert header.max_tokens == 40
+    assert header.model == fingerprint(tiny_model)
+    assert header.versions["torch"] == torch.__version__
+    assert {"python", "numpy", "transformers", "tokenizers"} < header.versions.keys()
 
 
 def test_no_text_is_recorded(
