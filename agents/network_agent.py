@@ -76,7 +76,6 @@ class NetworkAgent(Agent):
     hidden_width = 0
     start: ClassVar[Start] = "equally_likely"
     is_probability: ClassVar[bool] = False
-    network = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,9 +110,7 @@ class NetworkAgent(Agent):
 
     def new_network(self) -> PerLayerPolicy:
         """Fresh networks over the observations it is bound to."""
-        return make_network(
-            self.layout, self.alpha_range, self.hidden_width, self.start, self.seed
-        )
+        return make_network(self.layout, self.alpha_range, self.hidden_width, self.start, self.seed)
 
     def states(self, observations: torch.Tensor) -> torch.Tensor:
         """The observations without the part that says the layer."""

@@ -178,7 +178,7 @@ class PPO(NetworkAgent):
         logger: "Logger | None" = None,
         progress_bar: bool = False,
     ) -> Self:
-        """Takes updates; see `Agent.learn`. The last is made whole, so a few timesteps more are taken.
+        """Takes updates, the last of them whole, so a few more timesteps; see `Agent.learn`.
 
         Raises:
             CeeGymError: if the environment resets at another time, or the policy diverges.

@@ -112,9 +112,10 @@ def preset_for(name: str, task: str) -> "Preset":
     from cee_gym.policies.sb3 import is_sb3
 
     if is_sb3(name):
-        from cee_gym.agents.sb3_agent import PRESETS, Preset
+        from cee_gym.agents import presets as start
+        from cee_gym.agents.sb3_agent import PRESETS
 
-        return PRESETS.get(name.lower(), Preset())
+        return PRESETS.get(name.lower(), start.Preset())
     presets = _find(name)().presets()
     return presets.get(FAMILIES.get(task, "default"), presets["default"])
 
@@ -156,4 +157,3 @@ def _defaults(name: str, kind: Callable[..., "Agent"]) -> dict[str, Any]:
     from cee_gym.policies.sb3 import defaults, is_sb3
 
     return defaults(name) if is_sb3(name) else kind().hyperparameters()
-

@@ -36,8 +36,8 @@ def make_sb3_vec_env(
         **kwargs: of the environment, where an id is given.
 
     Raises:
-        CeeGymError: if the environment is not ours, is wrapped, resets at another time or has vector
-            rewards.
+        CeeGymError: if the environment is not ours, is wrapped, resets at another time or has
+            vector rewards.
     """
     made = gym.make_vec(env, num_envs, **kwargs) if isinstance(env, str) else env
     check_no_wrappers(made, "Stable-Baselines3")

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import tyro
+from cee_gym.agents.policy_agent import TableBatches
 from common import write
 
 from cee_gym.agents import Reinforce
-from cee_gym.agents.policy_agent import TableBatches
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.tasks import get_task
 from cee_gym.traces.texts import collect

@@ -11,23 +11,49 @@ from cee_gym import interrupt  # noqa: F401 - first, as the imports after it tak
 from cee_gym.envs.registration import register_envs
 
 if TYPE_CHECKING:
+    from cee_gym.agents.registry import register_agent
     from cee_gym.exits.classifier import MultiExitModel
-    from cee_gym.hardness import memorized_layer
-    from cee_gym.reward import Reward
+    from cee_gym.hardness import memorized_layer, register_hardness
+    from cee_gym.observation import register_observation
+    from cee_gym.policies.base import ExitPolicy, register_policy
+    from cee_gym.problem import Problem
+    from cee_gym.reward import Reward, register_cost, register_quality
     from cee_gym.traces.trace import Trace
     from cee_gym.training.trainer import ConsistentEETrainer
 
 __version__ = "0.1.0"
 
-__all__ = ["ConsistentEETrainer", "MultiExitModel", "Reward", "Trace", "memorized_layer"]
-
 _WHERE = {
     "ConsistentEETrainer": "cee_gym.training.trainer",
+    "ExitPolicy": "cee_gym.policies.base",
     "MultiExitModel": "cee_gym.exits.classifier",
+    "Problem": "cee_gym.problem",
     "Reward": "cee_gym.reward",
     "Trace": "cee_gym.traces.trace",
     "memorized_layer": "cee_gym.hardness",
+    "register_agent": "cee_gym.agents.registry",
+    "register_cost": "cee_gym.reward",
+    "register_hardness": "cee_gym.hardness",
+    "register_observation": "cee_gym.observation",
+    "register_policy": "cee_gym.policies.base",
+    "register_quality": "cee_gym.reward",
 }
+
+__all__ = [
+    "ConsistentEETrainer",
+    "ExitPolicy",
+    "MultiExitModel",
+    "Problem",
+    "Reward",
+    "Trace",
+    "memorized_layer",
+    "register_agent",
+    "register_cost",
+    "register_hardness",
+    "register_observation",
+    "register_policy",
+    "register_quality",
+]
 
 
 def __getattr__(name: str) -> Any:

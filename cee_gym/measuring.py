@@ -4,7 +4,6 @@ The parts are measured where they stand, in whole runs of the runtime with the c
 between: a layer alone in a loop would find its weights in the cache.
 """
 
-import copy
 import os
 import platform
 import time
@@ -20,13 +19,13 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from cee_gym.agents.base import Agent, Decider
 from cee_gym.backbones.layers import narrow
 from cee_gym.cost import BATCH_SIZES, LENGTHS, CostModel
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.inference.runtime import EarlyExitRuntime
-from cee_gym.observation import layout_of
+from cee_gym.observation import Sizes, layout_of
+from cee_gym.policies.base import Decider, ExitPolicy
 from cee_gym.policies.rules import Confidence
 from cee_gym.traces.texts import LIBRARIES, fingerprint
 
@@ -49,7 +48,7 @@ class Prediction:
 
 def profile(
     model: MultiExitModel,
-    agent: Agent | None = None,
+    policy: ExitPolicy | None = None,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     lengths: Sequence[int] | None = None,
@@ -63,14 +62,14 @@ def profile(
 
     Args:
         model: put into eval mode.
-        agent: whose decisions to measure; at layers where it does not look, heads are not run.
+        policy: whose decisions to measure; at layers where it does not look, heads are not run.
         batch_sizes: at least two.
         lengths: in tokens, at least two; by default 8 to 128, as far as the model goes.
         seconds: about how long it may take; every size is run 5 times at least and 50 at most.
         progress_bar: show progress and time left.
 
     Raises:
-        CeeGymError: if a size is out of range, or the agent does not fit the model.
+        CeeGymError: if a size is out of range, or the policy does not fit the model.
     """
     longest = int(model.config.max_tokens)
     if lengths is None:
@@ -81,7 +80,7 @@ def profile(
             raise CeeGymError(f"{name} must be at least two numbers from 1 up, got {given}")
     check_number("lengths", lengths[-1], 1, longest)
     check_number("seconds", seconds, 0)
-    watch = _Watch(model, agent)
+    watch = _Watch(model, policy)
     rng = np.random.default_rng(0)
     batches = [_made_up(model, size, length, rng) for size in batch_sizes for length in lengths]
     runs: list[list[Floats]] = [[] for _ in batches]
@@ -96,14 +95,14 @@ def profile(
             runs[size].append(watch.run(batches[size]))
     medians = np.array([np.median(times, axis=0) for times in runs])
     grid = medians.T.reshape(-1, len(batch_sizes), len(lengths))
-    layers, heads, policy = np.split(grid[1:], 3)
+    layers, heads, decisions = np.split(grid[1:], 3)
     return CostModel(
         batch_sizes=tuple(batch_sizes),
         lengths=tuple(lengths),
         embedding=grid[0],
         layers=layers,
         heads=heads,
-        policy=policy,
+        policy=decisions,
         model=fingerprint(model),
         machine=_machine(model),
         typical=(batch_sizes[0], lengths[len(lengths) // 2]),
@@ -162,31 +161,25 @@ def predict(
 class _Watch:
     """Runs `EarlyExitRuntime` and reads the clock at every layer and decision.
 
-    The agent decides, but nobody leaves; what taking rows out costs is measured beside it, on every
-    other row.
+    The policy decides, but nobody leaves; what taking rows out costs is measured beside it, on
+    every other row.
     """
 
-    def __init__(self, model: MultiExitModel, agent: Agent | None) -> None:
+    def __init__(self, model: MultiExitModel, policy: ExitPolicy | None) -> None:
         self._model = model
-        self._has_agent = agent is not None
+        self._has_policy = policy is not None
         self._clock = _clock(model.device)
         self._times: list[float] = []
         self._decided: dict[int, float] = {}
-        watched = copy.copy(agent or _asked_everywhere(model))
-        watched.decider = self._watched(watched.decider)  # type: ignore[method-assign]
-        self._runtime = EarlyExitRuntime(model, watched)
+        self._runtime = EarlyExitRuntime(model, policy or _asked_everywhere(model))
+        self._runtime.decider = self._watched(self._runtime.decider)
 
-    def _watched(self, make: Callable[..., Decider]) -> Callable[..., Decider]:
-        def make_watched(threshold: float, device: torch.device) -> Decider:
-            decider = make(threshold, device)
+    def _watched(self, decider: Decider) -> Decider:
+        def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
+            self._decided[layer] = self._clock()
+            return torch.zeros_like(decider.scores(observations, layer).cpu())
 
-            def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
-                self._decided[layer] = self._clock()
-                return torch.zeros_like(decider.scores(observations, layer).cpu())
-
-            return replace(decider, scores=scores, least=0.0)
-
-        return make_watched
+        return replace(decider, scores=scores, least=0.0)
 
     def _note(self, *_: Any) -> None:
         self._times.append(self._clock())
@@ -221,7 +214,7 @@ class _Watch:
         decided[asked] = list(self._decided.values())
         policy = next_begun - decided
         policy[asked] += self._leaving(inputs)
-        if not self._has_agent:
+        if not self._has_policy:
             policy[:] = 0.0
         return np.concatenate([[begun[0] - start], ran - begun, decided - ran, policy])
 
@@ -237,12 +230,10 @@ class _Watch:
             return self._clock() - start
 
 
-def _asked_everywhere(model: MultiExitModel) -> Agent:
+def _asked_everywhere(model: MultiExitModel) -> ExitPolicy:
     """One whose decisions take next to nothing."""
-    agent = Confidence()
-    agent.layout = layout_of(("confidence",), model.num_layers, model.width, model.num_labels)
-    agent.alpha_range = (0.0, 0.0)
-    return agent
+    sizes = Sizes(model.num_layers, model.width, model.num_labels)
+    return ExitPolicy(Confidence(), layout_of(("confidence",), sizes))
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

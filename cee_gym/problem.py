@@ -63,7 +63,7 @@ class Problem:
         if not self.reward.deterministic:
             self.reward.cost.check_model(trace.header.model)  # type: ignore[union-attr]
         self.quality: Floats = _frozen(self.reward.quality_of(trace))
-        self.price: Floats = _frozen(self.reward.price_of(trace, trace.depths))
+        self.price: Floats = _frozen(self.reward.price_of(trace, np.asarray(trace.header.depths)))
 
     def __len__(self) -> int:
         """N."""
@@ -142,7 +142,7 @@ def shared_problem(
     trace: Trace, reward: Reward, observe: Sequence[str], alpha: float | Sequence[float]
 ) -> Problem:
     """The problem of these arguments; equal ones give the same object."""
-    costs = reward.exit_cost(trace.depths).tobytes()
+    costs = reward.exit_cost(np.asarray(trace.header.depths)).tobytes()
     key = (
         *(trace, reward.quality, _key(reward.hardness), costs, reward.deterministic),
         *(tuple(observe), alpha_range(alpha)),

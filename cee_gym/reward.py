@@ -62,8 +62,8 @@ class Quality(NamedTuple):
         of: from what the exits read to numbers `[..., L]`.
         low: the lowest value.
         high: the highest value.
-        deeper: whether it looks at deeper exits than the one that is left; a live environment, which
-            does not run those, refuses it.
+        deeper: whether it looks at deeper exits than the one that is left; a live environment,
+            which does not run those, refuses it.
     """
 
     of: Callable[[Any], npt.NDArray[Any]]

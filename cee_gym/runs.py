@@ -1,26 +1,221 @@
-"""The directory of a run, as `cee_gym.training.trainer` writes it, for those who read it."""
+"""The directory of a run of `cee-gym train`, for those who read it.
 
+config.json              what was asked for
+round-R/models           the backbones of the round (the last round's are kept)
+round-R/recording        what they did
+round-R/agent            the policy, and what the agent needs to go on learning
+round-R/evaluation.json  what the policy comes to; a round is complete with it
+points.json              the operating points that are kept, by name
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
-from cee_gym.errors import CeeGymError
+from cee_gym.documents import read_document, write_document
+from cee_gym.errors import CeeGymError, first_line
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.speeds import Speeds
+from cee_gym.problem import Problem
+from cee_gym.problem_settings import ProblemSettings
+
+CONFIG, EVALUATION, POINTS = "config.json", "evaluation.json", "points.json"
+POINTS_VERSION = 1
 
 
 def is_run(directory: Path) -> bool:
-    """Whether it is the directory of a run, rather than of a model or an agent."""
+    """Whether it is the directory of a run, rather than of a model or a policy."""
     return any(directory.glob("round-*"))
 
 
-def newest_round(run: Path) -> Path:
-    """The directory of the newest complete round of a run.
+@dataclass(frozen=True)
+class Run:
+    """A run, as its newest complete round left it.
 
-    A round is complete with its evaluation, and rounds are made in order.
+    Attributes:
+        directory: of the run.
+        settings: of its problem.
+        metrics: of its task, the leading one first.
+        task: the name of its task; None for a run on a finished recording.
+    """
+
+    directory: Path
+    settings: ProblemSettings
+    metrics: tuple[str, ...]
+    task: str | None
+    _given: str | None
+    _cost: list[float] | None
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Reads the settings of a run.
+
+        Raises:
+            CeeGymError: if there is no run, or its settings are damaged.
+        """
+        directory = Path(directory)
+        file = directory / CONFIG
+        if not file.exists():
+            raise CeeGymError(f"there is no run at {directory} (it has no {CONFIG})")
+        found = read_document(file, "run's config.json", remedy="train again")
+        try:
+            return cls(
+                directory,
+                ProblemSettings.from_json(found["problem"]),
+                tuple(found["metrics"]),
+                found["task"],
+                found["recording"],
+                found["cost"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, CeeGymError):
+                raise
+            raise CeeGymError(
+                f"the settings of the run at {directory} are damaged ({first_line(error)})"
+            ) from None
+
+    @cached_property
+    def newest_round(self) -> Path:
+        """The directory of the newest complete round; rounds are made in order.
+
+        Raises:
+            CeeGymError: if there is none.
+        """
+        rounds: list[Path] = []
+        while (self.directory / f"round-{len(rounds)}" / EVALUATION).exists():
+            rounds.append(self.directory / f"round-{len(rounds)}")
+        if not rounds:
+            raise CeeGymError(
+                f"{self.directory} has no complete round yet: go on with it by --resume"
+            )
+        return rounds[-1]
+
+    @property
+    def recording(self) -> Path:
+        """What the policy learned on."""
+        return self.newest_round / "recording" if self._given is None else Path(self._given)
+
+    @property
+    def weights(self) -> Path:
+        """The directory of the deployed model.
+
+        Raises:
+            CeeGymError: if the run has none.
+        """
+        above = self.newest_round if self._given is None else self.recording
+        models = above / "models"
+        if not models.is_dir():
+            raise CeeGymError(
+                f"{self.directory} was trained on the recording {self.recording}, which has no "
+                "weights: train with --backbone, or make the recording by cee-gym build"
+            )
+        return models / "deployed"
+
+    @cached_property
+    def policy(self) -> ExitPolicy:
+        """What was learned, at its own speed."""
+        return ExitPolicy.load(self.newest_round / "agent")
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """What the policy came to when it was learned; see `cee_gym.evaluation.report.report`.
+
+        Raises:
+            CeeGymError: if it is damaged.
+        """
+        return read_document(self.newest_round / EVALUATION, "evaluation", remedy="train again")
+
+    @cached_property
+    def speeds(self) -> Speeds:
+        """The operating points of the policy on calibration.
+
+        Raises:
+            CeeGymError: if they are damaged.
+        """
+        try:
+            return Speeds.from_json(self.evaluation["speeds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CeeGymError(
+                f"{self.newest_round / EVALUATION} is damaged ({first_line(error)}): train again"
+            ) from None
+
+    def problem(self, split: str) -> Problem:
+        """The problem of a split, as the policy learned it.
+
+        Raises:
+            CeeGymError: if there is no such split, or recording or profile have changed since.
+        """
+        if self.settings.layer_costs != self._cost:
+            raise CeeGymError(
+                f"{self.settings.cost} has been measured again since {self.directory} was trained "
+                "with it: train again"
+            )
+        problem = self.settings.problem(self.recording, split)
+        if split == "calibration":
+            before = self.evaluation.get("calibration_trace")
+            if before != problem.trace.fingerprint:
+                raise CeeGymError(
+                    f"{self.recording} has been recorded again since {self.directory} was trained "
+                    f"on it ({before}, now {problem.trace.fingerprint}): train again"
+                )
+        return problem
+
+    @property
+    def points(self) -> dict[str, ExitPolicy]:
+        """The policy at the operating points that are kept, by name."""
+        file = self.directory / POINTS
+        if not file.exists():
+            return {}
+        found = read_document(
+            file, "list of points", remedy="evaluate again", versions=[POINTS_VERSION]
+        )
+        if found.get("round") != self.newest_round.name:
+            return {}  # they were those of another policy
+        return kept_policies(self.policy, found["points"])
+
+    def keep(self, points: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keeps operating points of the newest round's policy beside those kept before.
+
+        Args:
+            points: by name, as `cee_gym.evaluation.report.report` gives them.
+        """
+        file = self.directory / POINTS
+        before: Mapping[str, Any] = {}
+        if file.exists():
+            found = read_document(
+                file, "list of points", remedy="remove it", versions=[POINTS_VERSION]
+            )
+            before = found["points"] if found.get("round") == self.newest_round.name else {}
+        merged = dict(before)
+        for name, point in points.items():
+            measured = dict(before.get(name, {}).get("measured", {})) | point["measured"]
+            merged[name] = {**point, "measured": measured}
+        write_document(
+            file, {"version": POINTS_VERSION, "round": self.newest_round.name, "points": merged}
+        )
+
+
+def kept_policies(
+    policy: ExitPolicy, points: Mapping[str, Mapping[str, Any]]
+) -> dict[str, ExitPolicy]:
+    """A policy at operating points that were kept, by name.
 
     Raises:
-        CeeGymError: if there is none.
+        CeeGymError: if one of them is damaged.
     """
-    rounds: list[Path] = []
-    while (run / f"round-{len(rounds)}" / "evaluation.json").exists():
-        rounds.append(run / f"round-{len(rounds)}")
-    if not rounds:
-        raise CeeGymError(f"{run} has no complete round yet: go on with it by --resume")
-    return rounds[-1]
+    try:
+        return {
+            name: replace(
+                policy,
+                threshold=float(point["threshold"]),
+                alpha=None if point["alpha"] is None else float(point["alpha"]),
+                chosen_on=(point["chosen_on"] or {}).get("trace", ""),
+            )
+            for name, point in points.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CeeGymError(
+            f"a kept point is damaged ({first_line(error)}): evaluate again"
+        ) from None

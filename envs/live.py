@@ -16,8 +16,9 @@ from cee_gym.errors import CeeGymError, DataError
 from cee_gym.observation import Seen, Sizes, layout_of, observe_into, width_of
 from cee_gym.problem import OBSERVE, Problem
 from cee_gym.reward import QUALITIES, Reward, alpha_range
+from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.texts import fingerprint
-from cee_gym.traces.trace import Readout, Trace, read_out
+from cee_gym.traces.trace import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cee_gym.agents.at_alpha import AtAlpha
 from datasets import Dataset
 
 from cee_gym.agents import Confidence, FixedLayer, Patience, Reinforce
-from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent
 from cee_gym.backbones.encoding import EncodedText
 from cee_gym.cli import main

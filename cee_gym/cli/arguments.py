@@ -1,15 +1,17 @@
 """What the arguments of the commands name: benchmarks, tasks, agents and their settings."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cee_gym.agents import AGENTS
+from cee_gym.agents.registry import agent_names
 from cee_gym.errors import CeeGymError, did_you_mean
 
 if TYPE_CHECKING:
+    from cee_gym.policies.speeds import Speed
     from cee_gym.tasks import Task
 
 Id = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
@@ -17,11 +19,41 @@ AgentName = Annotated[
     str,
     tyro.conf.arg(
         metavar="AGENT",
-        help=f"{', '.join(AGENTS)}, sb3:NAME or sb3-contrib:NAME; see cee-gym agents.",
+        help=f"{', '.join(agent_names())}, sb3:NAME, sb3-contrib:NAME, or MODULE:NAME for one of "
+        "your own; see cee-gym agents.",
     ),
 ]
 # `--set a=1 --set b=2`
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
+
+
+@dataclass(frozen=True)
+class SpeedArguments:
+    """At most one way to choose a speed; without one it is the policy's own.
+
+    Attributes:
+        at: an operating point that evaluate kept, by name.
+        threshold: leave above this score of the policy, 0 to 1.
+        alpha: the price of one layer, for a policy that was learned for a range of prices.
+        saved_layers: the slowest speed that saves this share of the layers on calibration.
+        points_lost: the fastest speed that loses at most so many points of accuracy on calibration.
+    """
+
+    at: str | None = None
+    threshold: float | None = None
+    alpha: float | None = None
+    saved_layers: float | None = None
+    points_lost: float | None = None
+
+    def speed(self) -> "Speed":
+        """The speed that is wanted.
+
+        Raises:
+            CeeGymError: if more than one is given, or one is out of range.
+        """
+        from cee_gym.policies.speeds import Speed
+
+        return Speed(self.at, self.threshold, self.alpha, self.saved_layers, self.points_lost)
 
 
 def benchmark(given: str) -> tuple[str, str]:
@@ -102,8 +134,7 @@ def hyperparameters(
     Raises:
         CeeGymError: if there is no such agent or hyper-parameter, or a value is of another type.
     """
-    from cee_gym.agents.base import hyperparameter_defaults
-    from cee_gym.agents.presets import preset_for
+    from cee_gym.agents.registry import hyperparameter_defaults, preset_for
 
     known = hyperparameter_defaults(agent)
     given = {"seed": seed} if "seed" in known else {}

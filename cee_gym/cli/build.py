@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from cee_gym.cli.arguments import Id, benchmark, quiet_transformers, task_named
+from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.training.config import RecordConfig
 
@@ -93,4 +94,4 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
                 f"settings ({file.name}), or remove it"
             )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
+    write_document(file, settings)

@@ -36,4 +36,4 @@ class Export:
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
         print(f"wrote {model.num_layers} layers to {self.output}")
-        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, agent)")
+        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, policy)")

@@ -42,14 +42,16 @@ class Agents:
 
     def run(self) -> None:
         """Prints a table."""
-        from cee_gym.agents import AGENTS
-        from cee_gym.agents.base import agent_class, hyperparameter_defaults
-        from cee_gym.agents.presets import preset_for
+        from cee_gym.agents.registry import (
+            agent_names,
+            describe,
+            hyperparameter_defaults,
+            preset_for,
+        )
 
-        for name in AGENTS:
-            does = (agent_class(name).__doc__ or "").splitlines()[0]
+        for name in agent_names():
             keys = ", ".join(hyperparameter_defaults(name))
-            print(f"{name:20} {does}")
+            print(f"{name:20} {describe(name)}")
             print(f"{'':20} observes {', '.join(preset_for(name, '').observe)}; --set {keys}")
         print(f"{'sb3:NAME':20} An algorithm of Stable-Baselines3: sb3:ppo, sb3:a2c, sb3:dqn")
         print(f"{'sb3-contrib:NAME':20} One of sb3-contrib: sb3-contrib:trpo, sb3-contrib:qrdqn")

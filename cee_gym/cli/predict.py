@@ -7,13 +7,13 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from cee_gym.cli.arguments import quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
 from cee_gym.errors import CeeGymError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ class Predict:
         batch_size: texts run together; 16 times as many are read before the first result, to put
             those of like length together.
         truncation: cut texts that are too long instead of refusing them.
-        alpha: hold an agent that learned with a range of alpha at this price of a layer.
-        saved_layers: hold it at the lowest price that saves this share of the layers on
-            calibration.
+        speed: how fast to be.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -63,8 +61,7 @@ class Predict:
     pair_column: str | None = None
     batch_size: int = 32
     truncation: bool = False
-    alpha: float | None = None
-    saved_layers: float | None = None
+    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
         """Classifies, and says what came of it on the standard error."""
@@ -83,8 +80,7 @@ class Predict:
                 )
             pipeline = EarlyExitPipeline.from_pretrained(
                 self.model,
-                alpha=self.alpha,
-                saved_layers=self.saved_layers,
+                **vars(self.speed),
                 batch_size=self.batch_size,
             )
             tally = _Tally(pipeline.model.num_layers)

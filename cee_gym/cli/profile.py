@@ -1,21 +1,20 @@
 """`cee-gym profile`: what each part of a model takes here, and what a policy would gain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
-from cee_gym.cli.arguments import quiet_transformers, task_named
+from cee_gym.cli.arguments import SpeedArguments, quiet_transformers, task_named
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
-from cee_gym.runs import is_run, newest_round
 
 if TYPE_CHECKING:
-    from cee_gym.agents.base import Agent
     from cee_gym.cost import CostModel
     from cee_gym.exits import MultiExitModel
+    from cee_gym.policies.base import ExitPolicy
     from cee_gym.traces.trace import Trace
 
 Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -25,18 +24,19 @@ Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 class Profile:
     """Measures embedding, layers, heads and policy here, by batch size and length.
 
-    The file can be the cost in a reward: gym.make(ID, cost="profile.json"). With an agent and a
-    recording it also predicts how much faster the agent would be, before it is deployed.
+    The file can be the cost in a reward: gym.make(ID, reward=Reward(cost="profile.json")). With a
+    policy and a recording it also predicts how much faster the policy would be, before it is
+    deployed.
 
     Attributes:
         model: a directory that was saved, a run of train, a name on the hub, or the directory of a
             model with exits, such as RECORDING/models/deployed.
-        agent: a run of train, or an agent's directory.
-        trace: a recording of this model; the agent's exits on its dev split are those predicted
-            for. (Exits are those of the rule p > 1/2.)
+        policy: a run of train, or the directory of a policy.
+        trace: a recording of this model; the policy's exits on its dev split are those predicted
+            for.
         data: the recording's text, as for build, for the lengths of its dev split; without it the
             prediction is made for texts of one length.
-        alpha: hold an agent that learned with a range of alpha at this price of a layer.
+        speed: of the policy.
         output: the file to write.
         batch_sizes: texts run together.
         lengths: in tokens; by default 8 to 128, as far as the model goes.
@@ -45,10 +45,10 @@ class Profile:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    agent: Path | None = None
+    policy: Path | None = None
     trace: Path | None = None
     data: str | None = None
-    alpha: float | None = None
+    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
     output: Path = Path("profile.json")
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     lengths: tuple[int, ...] = ()
@@ -58,22 +58,26 @@ class Profile:
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
         from cee_gym.exits import load_model
-        from cee_gym.inference.pretrained import weights_directory
+        from cee_gym.inference.pretrained import load_policy, weights_directory
         from cee_gym.measuring import profile
         from cee_gym.traces.recordings import open_split
         from cee_gym.traces.texts import fingerprint
 
         quiet_transformers()
-        if self.trace is not None and self.agent is None:
-            raise CeeGymError("--trace is what to predict an agent's exits on: give --agent too")
+        speed = self.speed.speed()
+        if self.trace is not None and self.policy is None:
+            raise CeeGymError("--trace is what to predict a policy's exits on: give --policy too")
         if self.data is not None and self.trace is None:
             raise CeeGymError("--data is the text of a recording: give --trace too")
-        if self.alpha is not None and self.agent is None:
-            raise CeeGymError("--alpha is what to hold an agent at: give --agent too")
+        if speed.given and self.policy is None:
+            raise CeeGymError(f"--{next(iter(speed.given))} is of a policy: give --policy too")
         weights = weights_directory(self.model)
         model = load_model(weights)
         _put(model, self.device)
-        agent = None if self.agent is None else _agent(self.agent, self.alpha)
+        policy = None
+        if self.policy is not None:
+            policy = load_policy(self.policy, speed)
+            policy.check_has_a_speed()
         trace = None if self.trace is None else open_split(self.trace, "dev")
         texts = None
         if trace is not None:
@@ -89,7 +93,7 @@ class Profile:
             raise CeeGymError(f"--output {self.output} is a directory: give the name of a file")
         costs = profile(
             model,
-            agent,
+            policy,
             batch_sizes=self.batch_sizes,
             lengths=self.lengths or None,
             seconds=self.seconds,
@@ -99,9 +103,10 @@ class Profile:
             costs = costs.at(costs.batch_sizes[0], int(np.median(texts)))
         costs.save(self.output)
         print(_table(costs))
-        if agent is not None and trace is not None:
-            print(f"\n{_prediction(costs, agent, trace, texts)}")
-        print(f"\n{self.output}; as the cost of a reward: gym.make(ID, cost={str(self.output)!r})")
+        if policy is not None and trace is not None:
+            print(f"\n{_prediction(costs, policy, trace, texts)}")
+        reward = f"Reward(cost={str(self.output)!r})"
+        print(f"\n{self.output}; as the cost of a reward: gym.make(ID, reward={reward})")
 
 
 def _put(model: "MultiExitModel", device: str | None) -> None:
@@ -112,32 +117,6 @@ def _put(model: "MultiExitModel", device: str | None) -> None:
         model.to(torch.device(device or accelerator or "cpu"))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:  # not known; not compiled in
         raise CeeGymError(f"--device {device}: {first_line(error)}") from None
-
-
-def _agent(path: Path, alpha: float | None) -> "Agent":
-    """The agent, held at this price of a layer where one is given."""
-    from cee_gym.agents.at_alpha import lacks_a_speed, let_go
-    from cee_gym.agents.base import load_agent
-
-    agent = load_agent(_agent_directory(path))
-    if alpha is not None:
-        return let_go(agent).at(alpha=alpha)
-    if lacks_a_speed(agent):
-        low, high = agent.alpha_range
-        raise CeeGymError(
-            f"this {agent.name} agent has a speed for every alpha from {low:g} to {high:g}: give "
-            "--alpha"
-        )
-    return agent
-
-
-def _agent_directory(path: Path) -> Path:
-    """That of an agent, or of the one of a run's last complete round."""
-    if (path / "agent.json").exists():
-        return path
-    if not is_run(path):
-        raise CeeGymError(f"there is neither an agent nor a complete run at {path}")
-    return newest_round(path) / "agent"
 
 
 def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths:
@@ -176,14 +155,15 @@ def _table(costs: "CostModel") -> str:
     )
 
 
-def _prediction(costs: "CostModel", agent: "Agent", trace: "Trace", texts: Lengths | None) -> str:
-    from cee_gym.envs import EarlyExitEnv
+def _prediction(
+    costs: "CostModel", policy: "ExitPolicy", trace: "Trace", texts: Lengths | None
+) -> str:
     from cee_gym.evaluation.report import aligned
     from cee_gym.measuring import predict
-    from cee_gym.returns import first_exit
+    from cee_gym.problem import Problem
 
-    env = EarlyExitEnv(trace=trace, split="dev", observe=agent.observe, alpha=agent.alpha_range)
-    exits = first_exit(agent.exit_probabilities(env.observations) > 0.5)
+    problem = Problem(trace, observe=policy.observe, alpha=policy.alpha_range)
+    exits = policy.exit_layers(policy.scores_on(problem))
     all_alike = {f"{t} tokens": np.full(len(exits), t) for t in costs.lengths}
     columns = all_alike if texts is None else {"these texts": texts}
     rows = [["batch size", *columns]]
@@ -195,7 +175,7 @@ def _prediction(costs: "CostModel", agent: "Agent", trace: "Trace", texts: Lengt
             cells.append(f"{predicted.wall_clock_speedup:.2f}x ({each[0]:.2f} -> {each[1]:.2f})")
         rows.append([str(batch_size), *cells])
     return (
-        f"{agent.name} on {len(exits)} texts of {trace.header.split}: layer speed-up "
+        f"{policy.name} on {len(exits)} texts of {trace.header.split}: layer speed-up "
         f"{costs.num_layers / exits.mean():.2f}x\n"
         "predicted wall-clock speed-up (milliseconds a text at full depth -> with early exit)\n\n"
         f"{aligned(rows)}"

@@ -1,10 +1,11 @@
 """`cee-gym serve`: a model and its exit policy behind HTTP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
+from cee_gym.cli.arguments import SpeedArguments
 from cee_gym.errors import check_number
 
 
@@ -21,9 +22,7 @@ class Serve:
             the hub.
         host: to listen on.
         port: 0 for one that is free; it is printed.
-        alpha: serve at this price of a layer what learned with a range of alpha; a request may ask
-            for another.
-        saved_layers: serve at the lowest price that saves this share of the layers.
+        speed: how fast to be; a request may ask for another speed.
         max_batch: texts run together.
         max_wait_ms: how long a text waits for others to be run with.
         full_depth: run all layers and no policy, to compare with.
@@ -33,8 +32,7 @@ class Serve:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     host: str = "127.0.0.1"
     port: int = 8000
-    alpha: float | None = None
-    saved_layers: float | None = None
+    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
     max_batch: int = 32
     max_wait_ms: float = 5.0
     full_depth: bool = False
@@ -52,9 +50,7 @@ class Serve:
         if self.threads is not None:
             check_number("--threads", self.threads, 1)
             torch.set_num_threads(self.threads)
-        pipeline = EarlyExitPipeline.from_pretrained(
-            self.model, alpha=self.alpha, saved_layers=self.saved_layers
-        )
+        pipeline = EarlyExitPipeline.from_pretrained(self.model, **vars(self.speed))
         if self.full_depth:
             pipeline = full_depth(pipeline)
         app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)

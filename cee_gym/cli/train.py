@@ -1,6 +1,5 @@
 """`cee-gym train`: train a policy, or policy and backbone in turn."""
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +17,9 @@ from cee_gym.cli.arguments import (
     task_named,
 )
 from cee_gym.errors import CeeGymError
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training.config import (
     AlternationConfig,
-    PolicyConfig,
     RecordConfig,
     refuse_changed,
 )
@@ -41,7 +40,8 @@ class Train:
         resume: go on with the run in output.
         seeds: instead of --seed, one run for each, in output/seed-SEED, and a table over them.
         set: a hyper-parameter of the agent, over its preset; may be given again.
-        policy: the environment of the policy phase.
+        problem: what a policy observes, and what its exits are paid.
+        total_timesteps: decisions a policy phase learns from; the preset's by default.
         alternation: the rounds after the first policy phase.
         record: how to warm up and record.
     """
@@ -55,7 +55,10 @@ class Train:
     resume: bool = False
     seeds: tuple[int, ...] = ()
     set: Settings = ()
-    policy: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
+    problem: Annotated[ProblemSettings, tyro.conf.arg(name="")] = field(
+        default_factory=ProblemSettings
+    )
+    total_timesteps: int | None = None
     alternation: Annotated[AlternationConfig, tyro.conf.arg(name="")] = field(
         default_factory=AlternationConfig
     )
@@ -63,6 +66,7 @@ class Train:
 
     def run(self) -> None:
         """Trains, and prints the evaluation on dev."""
+        from cee_gym.documents import write_document
         from cee_gym.evaluation.report import table
         from cee_gym.evaluation.seeds import over_seeds, seeds_table
 
@@ -83,18 +87,18 @@ class Train:
             output = self.output or Path("runs") / name
             runs = {s: self._one(id, task, s, output / f"seed-{s}") for s in self.seeds}
             results = over_seeds(runs)
-            (output / "seeds.json").write_text(json.dumps(results, indent=1) + "\n")
+            write_document(output / "seeds.json", results)
             print(seeds_table(results))
         print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
 
     def _one(self, id: str, task: str, seed: int, output: Path) -> dict[str, Any]:
         """Trains from one seed; gives the evaluation."""
-        from cee_gym.agents.base import make_agent
+        from cee_gym.agents.registry import make_agent
         from cee_gym.traces.recordings import find_recording, shipped_backbone
         from cee_gym.training.setup import Setup
         from cee_gym.training.trainer import ConsistentEETrainer
 
-        settings = hyperparameters(self.agent, task, self.policy.observe, self.set, seed)
+        settings = hyperparameters(self.agent, task, self.problem.observe, self.set, seed)
         agent = make_agent(self.agent, **settings)
         backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:
@@ -127,7 +131,8 @@ class Train:
             output,
             setup=setup,
             recording=recording,
-            policy=self.policy,
+            problem=self.problem,
+            total_timesteps=self.total_timesteps,
             alternation=self.alternation,
             metrics=metrics_of(task),
         )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from cee_gym.cli.arguments import AgentName, Id, Settings, benchmark_or_own, parse_settings
-from cee_gym.training.config import PolicyConfig
+from cee_gym.problem_settings import ProblemSettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Tune:
         output: for study.db and best.json; by default runs/ID-AGENT-tune.
         seed: of the search and the agent.
         set: a hyper-parameter that is not searched; may be given again.
-        policy: the environment of the policy phase.
+        problem: what a policy observes, and what its exits are paid.
+        total_timesteps: decisions to learn from; the preset's by default.
     """
 
     id: Id
@@ -38,18 +39,28 @@ class Tune:
     output: Path | None = None
     seed: int = 0
     set: Settings = ()
-    policy: Annotated[PolicyConfig, tyro.conf.arg(name="")] = field(default_factory=PolicyConfig)
+    problem: Annotated[ProblemSettings, tyro.conf.arg(name="")] = field(
+        default_factory=ProblemSettings
+    )
+    total_timesteps: int | None = None
 
     def run(self) -> None:
         """Searches, and prints how to train with what was found."""
-        from cee_gym.agents.base import hyperparameter_defaults
+        from cee_gym.agents.registry import hyperparameter_defaults
         from cee_gym.traces.recordings import find_recording
         from cee_gym.training.tune import Search, tune
 
         known = hyperparameter_defaults(self.agent)
         id, _ = benchmark_or_own("tune", self.id, self.trace)
         fixed = parse_settings(self.agent, self.set, known)
-        search = Search(self.agent, self.trace or find_recording(id), self.policy, fixed, self.seed)
+        search = Search(
+            self.agent,
+            self.trace or find_recording(id),
+            self.problem,
+            self.total_timesteps,
+            fixed,
+            self.seed,
+        )
         name = f"{id}-{self.agent}-tune".replace(":", "-")
         output = self.output or Path("runs") / name
         best = tune(search, self.trials, output, timeout_s=self.timeout_s)
@@ -62,11 +73,13 @@ class Tune:
         words = ["cee-gym", "train", self.id, "--agent", self.agent]
         if self.trace is not None:
             words += ["--trace", str(self.trace)]
-        for setting in fields(self.policy):
-            value = getattr(self.policy, setting.name)
+        for setting in fields(self.problem):
+            value = getattr(self.problem, setting.name)
             if value != setting.default:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{setting.name.replace('_', '-')}", *map(str, values)]
+        if self.total_timesteps is not None:
+            words += ["--total-timesteps", str(self.total_timesteps)]
         if self.seed:
             words += ["--seed", str(self.seed)]
         for key, value in hyperparameters.items():

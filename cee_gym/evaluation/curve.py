@@ -1,8 +1,8 @@
 """Accuracy against saved layers, for a policy at every threshold.
 
-An agent gives each state a score in [0, 1]; a threshold turns scores into exits. The threshold is
-chosen on one split and reported on another: `choose_threshold` remembers where, and `evaluate`
-refuses to report there.
+A policy gives each state a score in [0, 1]; a threshold turns scores into exits. The threshold is
+chosen on one split and reported on another: a policy remembers where, and `evaluate_policy` refuses
+to report there.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.metrics import score
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.speeds import AT_ONCE, NEVER
+from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
 from cee_gym.traces.trace import Trace
 
@@ -49,14 +52,6 @@ class Point:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold, and the fingerprint of the trace it was chosen on."""
-
-    value: float
-    chosen_on: str
-
-
 def evaluate(
     trace: Trace,
     exit_layers: Ints,
@@ -79,7 +74,7 @@ def evaluate(
     mean_exit = float(exit_layers.mean())
     return Point(
         metrics=score(metrics, trace.labels, predictions),
-        accuracy=float((predictions == trace.labels).mean()),
+        accuracy=float(trace.correct[rows, index].mean()),
         mean_exit_layer=mean_exit,
         saved_layers=1.0 - mean_exit / trace.num_layers,
         layer_speedup=trace.num_layers / mean_exit,
@@ -89,31 +84,53 @@ def evaluate(
     )
 
 
-def evaluate_at(
-    trace: Trace,
-    scores: Floats,
-    threshold: Threshold,
+def evaluate_policy(
+    policy: ExitPolicy,
+    problem: Problem,
     *,
     metrics: tuple[str, ...] = ("accuracy",),
-    rewards: Floats | None = None,
+    alpha: float | None = None,
+    scores: Floats | None = None,
 ) -> Point:
-    """The operating point of an agent's scores `[N, L]` at a threshold chosen on another split.
+    """What an exit policy comes to, at its speed, on a problem it was not chosen on.
+
+    Args:
+        policy: at one speed.
+        problem: of the split to report on.
+        metrics: of the task.
+        alpha: the price of one layer in the mean return; by default the problem's lowest.
+        scores: `[N, L]`, of the policy on this problem, where they are known already.
 
     Raises:
-        CeeGymError: if it was chosen on this very split.
+        CeeGymError: if the policy does not fit, or its speed was chosen on this very split.
     """
-    if threshold.chosen_on == trace.fingerprint:
-        raise CeeGymError(
-            f"the threshold {threshold.value:.4f} was chosen on this split "
-            f"({trace.header.split}): choose it on another one, since here it flatters"
-        )
+    check_not_chosen_on(policy.chosen_on, problem.trace)
+    if scores is None:
+        scores = policy.scores_on(problem)
     return evaluate(
-        trace,
-        first_exit(scores > threshold.value),
+        problem.trace,
+        policy.exit_layers(scores),
         metrics=metrics,
-        rewards=rewards,
-        threshold=threshold.value,
+        rewards=problem.rewards(problem.alpha[0] if alpha is None else alpha),
+        threshold=policy.threshold,
     )
+
+
+def check_not_chosen_on(chosen_on: str, trace: Trace) -> None:
+    """Refuses to report where a speed was chosen.
+
+    Args:
+        chosen_on: the fingerprint of the trace it was chosen on; empty where it was given.
+        trace: to report on.
+
+    Raises:
+        CeeGymError: if that is the same.
+    """
+    if chosen_on == trace.fingerprint:
+        raise CeeGymError(
+            f"the speed was chosen on this split ({trace.header.split}): report on another one, "
+            "since here it flatters"
+        )
 
 
 def accuracy_speed_curve(
@@ -131,34 +148,14 @@ def accuracy_speed_curve(
     """
     free = scores[:, :-1]
     grid = np.unique(np.quantile(free, np.linspace(0, 1, most_points - 1), method="lower"))
-    thresholds = [-np.inf, *grid]
+    thresholds = [AT_ONCE, *grid.tolist(), NEVER]
     points: dict[tuple[int, ...], Point] = {}
     for threshold in thresholds:
         point = evaluate(
-            trace, first_exit(scores > threshold), metrics=metrics, threshold=float(threshold)
+            trace, first_exit(scores > np.float32(threshold)), metrics=metrics, threshold=threshold
         )
         points.setdefault((round(point.mean_exit_layer * len(trace)), *point.exits), point)
     return sorted(points.values(), key=lambda point: point.mean_exit_layer)
-
-
-def choose_threshold(trace: Trace, scores: Floats, *, most_points_lost: float) -> Threshold:
-    """The threshold that saves most layers at a bounded loss of accuracy against the last layer.
-
-    Args:
-        trace: of the calibration split.
-        scores: `[N, L]`, the agent's on that split.
-        most_points_lost: in points, hundredths of accuracy; negative to ask for a gain.
-    """
-    full = float(trace.correct[:, -1].mean())
-    good = [
-        point
-        for point in accuracy_speed_curve(trace, scores)
-        if point.accuracy >= full - most_points_lost / 100 - 1e-12
-    ]
-    # Never leaving early is always good enough, unless a gain is asked for.
-    best = max(good, key=lambda point: point.saved_layers, default=None)
-    value = np.inf if best is None or best.threshold is None else best.threshold
-    return Threshold(value=float(value), chosen_on=trace.fingerprint)
 
 
 def fixed_layers(

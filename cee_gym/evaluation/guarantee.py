@@ -27,7 +27,7 @@ from scipy.special import expit
 from scipy.stats import binom, binomtest
 
 from cee_gym.errors import CeeGymError
-from cee_gym.evaluation.curve import Floats, Ints, Threshold, evaluate_at
+from cee_gym.evaluation.curve import Floats, Ints, check_not_chosen_on, evaluate
 from cee_gym.returns import first_exit
 from cee_gym.traces.trace import Trace
 
@@ -40,6 +40,14 @@ Bools = npt.NDArray[np.bool_]
 GRID: npt.NDArray[np.float64] = np.concatenate(
     [[1.0], np.unique(expit(np.linspace(-16, 16, 32 * 256 + 1)).astype(np.float32))[::-1]]
 )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold, and the fingerprint of the trace it was chosen on."""
+
+    value: float
+    chosen_on: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class Guarantee:
         Raises:
             CeeGymError: if it is the split the threshold was chosen on.
         """
-        point = evaluate_at(trace, scores, self.threshold)
+        check_not_chosen_on(self.threshold.chosen_on, trace)
+        point = evaluate(trace, first_exit(scores > self.threshold.value))
         lost = losses_at(loss_table(trace, self.risk), scores, self.threshold.value)
         interval = binomtest(int(lost.sum()), len(lost)).proportion_ci(0.95, method="exact")
         return {

@@ -1,27 +1,23 @@
 """The table, the plot and the JSON of one agent on one split."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from cee_gym.agents.at_alpha import AtAlpha
-from cee_gym.agents.base import Agent, check_layout, check_model
+from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.curve import (
-    Threshold,
+    Point,
     accuracy_speed_curve,
-    choose_threshold,
-    evaluate_at,
+    evaluate_policy,
     fixed_layers,
     hindsight,
 )
 from cee_gym.evaluation.guarantee import Risk, guaranteed_threshold
-from cee_gym.problem import ExitTable
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.speeds import Speed, measure_speeds
+from cee_gym.problem import Problem
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
 
@@ -35,100 +31,120 @@ class Promise(NamedTuple):
 
 
 def report(
-    agent: Agent,
-    calibration: ExitTable,
-    dev: ExitTable,
+    policy: ExitPolicy,
+    calibration: Problem,
+    dev: Problem,
     metrics: tuple[str, ...],
+    *,
+    asked: Speed | None = None,
     promise: Promise | None = None,
 ) -> dict[str, Any]:
-    """Evaluates an agent against full depth, every fixed layer and the hindsight optimum.
+    """Evaluates a policy against full depth, every fixed layer and the hindsight optimum.
 
-    Thresholds are chosen on calibration and reported on dev. Where alpha is a range, the rewards
-    are those at its middle, or at the alpha the agent is held at, and so are the observations.
+    Speeds are chosen on calibration and reported on dev. A policy that was learned for a range of
+    prices and is held at none is held at the middle of the range. The mean return is that at the
+    price the policy is held at, or at the problem's.
 
     Args:
-        agent: what decides.
-        calibration: of the split the thresholds are chosen on.
+        policy: at its own speed.
+        calibration: of the split that speeds are chosen on.
         dev: of the split to report on.
         metrics: of the task, the leading one first.
+        asked: one more speed to choose.
         promise: to find a guaranteed threshold for, and to check on dev.
 
     Returns:
-        JSON-able: `full_depth`, `fixed_layers`, `policy`, `hindsight` and `curve` hold points, see
-        `Point`.
+        JSON-able. `full_depth`, `fixed_layers`, `hindsight` and `curve` hold points, see `Point`.
+        `points` holds the policy's, by name: `label`, `threshold`, `alpha`, `chosen_on` (split and
+        trace; None where the speed was given) and, under `measured`, a point by split. `speeds` are
+        its operating points on calibration.
 
     Raises:
-        CeeGymError: if the agent does not fit the tables, or nothing can be promised.
+        CeeGymError: if the policy does not fit the problems, the speed is not to be had, or nothing
+            can be promised.
     """
-    check_layout(agent, dev.layout)
-    check_model(agent, dev.trace.header.model)
-    alpha = agent.alpha if isinstance(agent, AtAlpha) else sum(dev.alpha) / 2
+    if policy.has_every_price and policy.alpha is None:
+        policy = replace(policy, alpha=sum(policy.alpha_range) / 2)
+    alpha = sum(dev.alpha) / 2 if policy.alpha is None else policy.alpha
     rewards = dev.rewards(alpha)
-    scores = {name: _scores(agent, t, alpha) for name, t in (("dev", dev), ("cal", calibration))}
-    # 1/2 is the paper's rule; it is chosen on no split.
-    thresholds = {"p > 1/2": Threshold(0.5, chosen_on="")}
+    scores = policy.scores_on(dev, alpha)
+    speeds = measure_speeds(policy, calibration)
+    chosen = {"own": (f"own speed: score > {policy.threshold:.4g}", policy)}
     for lost in POINTS_LOST:
-        thresholds[f"at most {lost:g} points lost on calibration"] = choose_threshold(
-            calibration.trace, scores["cal"], most_points_lost=lost
-        )
+        speed = Speed(points_lost=lost)
+        chosen[f"lost-{lost:g}"] = (label(speed), speed.choose(policy, speeds))
+    if asked is not None and asked.given and asked.at is None:
+        ((kind, value),) = asked.given.items()
+        name = f"{kind.partition('_')[0].replace('points', 'lost')}-{value:g}"
+        chosen[name] = (label(asked), asked.choose(policy, speeds))
     checked = None
     if promise is not None:
-        if isinstance(agent, AtAlpha) and agent.chosen_on == calibration.trace.fingerprint:
+        if policy.chosen_on == calibration.trace.fingerprint:
             raise CeeGymError(
-                f"alpha {agent.alpha:g} was chosen on this calibration split, so nothing can be "
-                "promised from it: give the agent an alpha by hand"
+                f"the speed of this policy, alpha {policy.alpha}, was chosen on this calibration "
+                "split, so nothing can be promised from it: give an alpha by hand"
             )
         guarantee = guaranteed_threshold(
-            calibration.trace,
-            scores["cal"],
-            risk=promise.risk,
-            epsilon=promise.epsilon,
-            delta=promise.delta,
+            calibration.trace, policy.scores_on(calibration, alpha), **promise._asdict()
         )
-        thresholds[guarantee.name] = guarantee.threshold
-        checked = guarantee.check(dev.trace, scores["dev"])
+        held = guarantee.threshold
+        chosen[f"{promise.risk}-{promise.epsilon:g}"] = (
+            guarantee.name,
+            replace(policy, threshold=held.value, chosen_on=held.chosen_on),
+        )
+        checked = guarantee.check(dev.trace, scores)
     fixed = fixed_layers(dev.trace, metrics=metrics, rewards=rewards)
-    policy = {
-        name: evaluate_at(dev.trace, scores["dev"], threshold, metrics=metrics, rewards=rewards)
-        for name, threshold in thresholds.items()
-    }
+    points = {}
+    for name, (text, held_policy) in chosen.items():
+        same = held_policy.alpha == policy.alpha
+        point = evaluate_policy(
+            held_policy, dev, metrics=metrics, alpha=alpha, scores=scores if same else None
+        )
+        points[name] = kept_point(text, held_policy, calibration, dev, point)
     return {
         "split": dev.trace.header.split,
         "trace": dev.trace.fingerprint,
         "calibration_trace": calibration.trace.fingerprint,
-        "agent": agent.name,
+        "agent": policy.name,
         "alpha": alpha,
-        "deterministic": dev.deterministic,
-        "rows": len(dev.trace),
+        "deterministic": dev.reward.deterministic,
+        "rows": len(dev),
         "metrics": list(metrics),
         "full_depth": fixed[-1].to_json(),
         "fixed_layers": [point.to_json() for point in fixed],
-        "policy": {name: _finite(point.to_json()) for name, point in policy.items()},
+        "points": points,
         "guarantee": checked,
         "hindsight": hindsight(dev.trace, rewards, metrics=metrics).to_json(),
         "curve": [
-            _finite(point.to_json())
-            for point in accuracy_speed_curve(dev.trace, scores["dev"], metrics=metrics)
+            point.to_json() for point in accuracy_speed_curve(dev.trace, scores, metrics=metrics)
         ],
+        "speeds": speeds.to_json(),
     }
 
 
-def _scores(agent: Agent, table: ExitTable, alpha: float) -> npt.NDArray[np.float32]:
-    """The agent's scores `[N, L]` of every state of a table at this alpha."""
-    if table.alpha_column is None:
-        return agent.exit_probabilities(table.observations)
-    chunks = []
-    for start in range(0, len(table.observations), 4096):
-        chunks.append(agent.exit_probabilities(table.observe(slice(start, start + 4096), alpha)))
-    return np.concatenate(chunks)
+def kept_point(
+    text: str, policy: ExitPolicy, calibration: Problem, dev: Problem, point: Point
+) -> dict[str, Any]:
+    """An operating point as it is kept with a run, JSON-able."""
+    trace = calibration.trace
+    chosen = {"split": trace.header.split, "trace": trace.fingerprint}
+    measured = {"trace": dev.trace.fingerprint, "rows": len(dev), **point.to_json()}
+    return {
+        "label": text,
+        "threshold": policy.threshold,
+        "alpha": policy.alpha,
+        "chosen_on": chosen if policy.chosen_on == trace.fingerprint else None,
+        "measured": {dev.trace.header.split: measured},
+    }
 
 
-def _finite(point: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no infinity: the thresholds that always or never leave early are spelt by a score out
-    # of range.
-    if point["threshold"] is not None and not math.isfinite(point["threshold"]):
-        point["threshold"] = 2.0 if point["threshold"] > 0 else -1.0
-    return point
+def label(speed: Speed) -> str:
+    """What speed was asked for, in a few words."""
+    if speed.saved_layers is not None:
+        return f"at least {speed.saved_layers:.1%} of the layers saved on calibration"
+    if speed.points_lost is not None:
+        return f"at most {speed.points_lost:g} points lost on calibration"
+    return ", ".join(f"{name} {value:g}" for name, value in speed.given.items())
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -144,7 +160,10 @@ def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         "full depth": results["full_depth"],
         **{f"fixed layer {layer}": point for layer, point in layers},
-        **{f"{results['agent']}, {name}": point for name, point in results["policy"].items()},
+        **{
+            f"{results['agent']}, {point['label']} [{name}]": point["measured"][results["split"]]
+            for name, point in results["points"].items()
+        },
         "hindsight (knows the label)": results["hindsight"],
     }
 
@@ -184,9 +203,9 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     axes = figure.subplots()
     axes.plot(*xy(results["curve"]), color="tab:blue", label=f"{results['agent']}, every threshold")
     axes.plot(*xy(results["fixed_layers"]), "s--", color="tab:gray", label="fixed layer")
-    chosen = list(results["policy"].values())
-    axes.plot(*xy(chosen[1:]), "o", color="tab:blue", label="thresholds chosen on calibration")
-    axes.plot(*xy(chosen[:1]), "D", color="tab:orange", label="p > 1/2")
+    chosen = [point["measured"][results["split"]] for point in results["points"].values()]
+    axes.plot(*xy(chosen[1:]), "o", color="tab:blue", label="speeds chosen on calibration")
+    axes.plot(*xy(chosen[:1]), "D", color="tab:orange", label="its own speed")
     axes.plot(
         *xy([results["hindsight"]]),
         "*",
@@ -206,5 +225,5 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
 
 def write(results: Mapping[str, Any], path: Path, title: str) -> None:
     """Writes `PATH.json` and `PATH.png`."""
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_document(path.with_suffix(".json"), results)
     plot(results, path.with_suffix(".png"), title)

@@ -5,9 +5,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from cee_gym.agents.at_alpha import AtAlpha
-from cee_gym.agents.base import Agent
 from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.tasks import get_task, task_names
 
 _CARD = """---
@@ -47,8 +46,7 @@ pipeline({example})
 def model_card(
     name: str,
     model: MultiExitModel,
-    agent: Agent,
-    threshold: float,
+    exit_policy: ExitPolicy,
     evaluation: Mapping[str, Any] | None,
 ) -> str:
     """A model card, in Markdown with YAML front matter.
@@ -56,8 +54,7 @@ def model_card(
     Args:
         name: what the model is loaded by.
         model: with the name of its task, if it has one.
-        agent: the exit policy.
-        threshold: on its scores.
+        exit_policy: at its speed.
         evaluation: see `cee_gym.inference.pretrained.Measured`.
     """
     config = model.config
@@ -68,9 +65,10 @@ def model_card(
         tags=["early-exit", *([f"task:{task}"] if task else [])],
     )
     pairs = task is not None and task in task_names() and get_task(task).pair is not None
-    policy = f"{agent.name}, reads {', '.join(agent.observe)}, leaves above {threshold:g}"
-    if isinstance(agent, AtAlpha):
-        policy += f", held at alpha {agent.alpha:.4g}"
+    reads = ", ".join(exit_policy.observe)
+    policy = f"{exit_policy.name}, reads {reads}, leaves above {exit_policy.threshold:.4g}"
+    if exit_policy.alpha is not None:
+        policy += f", held at alpha {exit_policy.alpha:.4g}"
     return _CARD.format(
         front=front.to_yaml(),
         name=name,

@@ -4,6 +4,7 @@ pipeline = EarlyExitPipeline.from_pretrained("runs/one")
 pipeline("a gripping film")  # [{"label": "positive", "score": 0.98, "exit_layer": 2}]
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from cee_gym.agents.base import Agent
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.inference.pretrained import Measured, Pretrained, load, save
 from cee_gym.inference.runtime import EarlyExitRuntime
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.speeds import Speed
 from cee_gym.runs import is_run
 from cee_gym.tasks import get_task, task_names
 
@@ -41,22 +43,21 @@ class EarlyExitPipeline:
     Attributes:
         model: in eval mode.
         tokenizer: of the model.
-        agent: the exit policy.
-        threshold: on its scores.
+        policy: decides where to leave.
         runtime: runs batches.
         measured: what is known about the policy.
 
     Args:
         model: classifies.
         tokenizer: of the model.
-        agent: decides where to leave.
-        threshold: a text leaves at the first layer with a score above it.
+        policy: decides where to leave.
         batch_size: texts run together.
         device: to put the model on; by default it stays where it is.
-        measured: what `save_pretrained` is to write down about the policy.
+        measured: what is known about the policy: its speeds, and what `save_pretrained` is to write
+            down.
 
     Raises:
-        CeeGymError: if the agent learned on another model or has no speed yet (see
+        CeeGymError: if the policy was learned on another model or has no speed yet (see
             `EarlyExitRuntime`), or a number is out of range.
         BackboneError: if texts cannot be taken out of what the layers are given.
     """
@@ -65,9 +66,8 @@ class EarlyExitPipeline:
         self,
         model: MultiExitModel,
         tokenizer: PreTrainedTokenizerBase,
-        agent: Agent,
+        policy: ExitPolicy,
         *,
-        threshold: float = 0.5,
         batch_size: int = 32,
         device: torch.device | str | None = None,
         measured: Measured | None = None,
@@ -77,11 +77,9 @@ class EarlyExitPipeline:
             model.to(torch.device(device))  # type: ignore[arg-type]
         self.model = model
         self.tokenizer = tokenizer
-        self.agent = agent
-        self.threshold = threshold
-        self.runtime = EarlyExitRuntime(self.model, agent, threshold=threshold)
+        self.runtime = EarlyExitRuntime(self.model, policy)
         self._batch_size = batch_size
-        self.measured = measured
+        self.measured = measured or Measured()
         task = model.config.task
         self._pairs = task is not None and task in task_names() and bool(get_task(task).pair)
         # A fast tokenizer keeps truncation and padding as state, and refuses to change it while
@@ -93,9 +91,11 @@ class EarlyExitPipeline:
         cls,
         name_or_directory: str | Path,
         *,
+        at: str | None = None,
+        threshold: float | None = None,
         alpha: float | None = None,
         saved_layers: float | None = None,
-        threshold: float | None = None,
+        points_lost: float | None = None,
         batch_size: int = 32,
         device: torch.device | str | None = None,
         revision: str | None = None,
@@ -107,39 +107,68 @@ class EarlyExitPipeline:
         Args:
             name_or_directory: a directory, the directory of a run (its newest complete round), or a
                 name on the hub.
-            alpha: hold an agent that learned with a range of prices at this one.
-            saved_layers: hold it at the lowest price that saves this share of the layers on
-                calibration.
-            threshold: in place of the one that was saved, which is 1/2 for a run.
+            at: an operating point that was kept with it, by name; see `cee-gym evaluate`. At most
+                one of this and the next four may be given; without one it is the policy's own.
+            threshold: leave above this score.
+            alpha: the price of one layer, for a policy that was learned for a range of prices.
+            saved_layers: the slowest speed that saves this share of the layers on calibration.
+            points_lost: the fastest speed that loses so many points of accuracy on calibration.
             batch_size: texts run together.
             device: by default the accelerator if there is one, and the CPU if not.
             revision: of the hub's: a branch, a tag or a commit.
 
         Raises:
-            CeeGymError: if there is no such model or agent, they do not belong together, or the
+            CeeGymError: if there is no such model or policy, they do not belong together, or the
                 speed is not to be had.
         """
-        found = load(
-            name_or_directory,
-            alpha=alpha,
-            saved_layers=saved_layers,
-            threshold=threshold,
-            revision=revision,
-        )
+        speed = Speed(at, threshold, alpha, saved_layers, points_lost)
+        found = load(name_or_directory, speed, revision=revision)
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         return cls(
             found.model,
             found.tokenizer,
-            found.agent,
-            threshold=found.threshold,
+            found.policy,
             batch_size=batch_size,
             device=device,
             measured=found.measured,
         )
 
+    @property
+    def policy(self) -> ExitPolicy:
+        """Decides where to leave."""
+        return self.runtime.policy
+
+    def at(self, speed: Speed) -> Self:
+        """The same model, which is shared, under its policy at another speed.
+
+        Raises:
+            CeeGymError: if the speed is not to be had.
+        """
+        twin = copy.copy(self)
+        chosen = speed.choose(self.policy, self.measured.speeds, self.measured.points)
+        twin.runtime = self.runtime.at(chosen)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock belongs to one process, and what a runtime looks up beforehand to one model.
+        state = vars(self).copy()
+        del state["_lock"], state["runtime"]
+        return state | {"policy": self.policy}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        policy = state.pop("policy")
+        vars(self).update(state)
+        self._lock = Lock()
+        self.runtime = EarlyExitRuntime(self.model, policy)
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
     def save_pretrained(self, directory: str | Path, *, name: str | None = None) -> None:
-        """Writes model, tokenizer, agent and a model card.
+        """Writes model, tokenizer, policy and a model card.
 
         A pipeline that comes from a run is measured on the run's dev split first.
 
@@ -156,7 +185,7 @@ class EarlyExitPipeline:
         directory.mkdir(parents=True, exist_ok=True)
         with self._lock:
             save(
-                Pretrained(self.model, self.tokenizer, self.agent, self.threshold, self.measured),
+                Pretrained(self.model, self.tokenizer, self.policy, self.measured),
                 directory,
                 name or directory.absolute().name,
             )

@@ -7,21 +7,20 @@ becomes of a text therefore does not depend on the others in its batch, up to th
 that are added up in another order.
 """
 
-import math
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from array_api_compat import torch as xp
 
-from cee_gym.agents.at_alpha import lacks_a_speed
-from cee_gym.agents.base import Agent, check_layout, check_model
 from cee_gym.backbones.layers import LayerCall, narrow
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import CeeGymError
 from cee_gym.exits.classifier import MultiExitModel
-from cee_gym.observation import layout_of
+from cee_gym.observation import Seen, Sizes, layout_of, needs_path, observe_last
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.traces.texts import fingerprint
 
 if TYPE_CHECKING:
@@ -51,37 +50,26 @@ class EarlyExitRuntime:
     policy is asked, and once at the end; and transformers looks into the mask before the first
     layer.
 
-    Any number of threads may call one runtime. Agent and model are to stay as they are while it is
-    in use; the model is put into eval mode, and stays on its device.
+    Any number of threads may call one runtime. The model is to stay as it is while it is in use; it
+    is put into eval mode, and stays on its device.
 
     Args:
         model: runs the layers.
-        agent: decides where to leave. One that learned at every price of a layer has to be held at
-            one, by `agent.at` or `agent.for_budget`.
-        threshold: a text leaves at the first layer with a score above it.
+        policy: decides where to leave. One that was learned for every price of a layer has to be
+            held at one, by `policy.at` or `policy.for_budget`.
 
     Raises:
-        CeeGymError: if the agent has not learned, learned from other observations than the model's
-            or on other weights, or observes alpha and is not held; or if the threshold is below 0.
+        CeeGymError: if the policy reads other observations than the model's, was learned on other
+            weights, or was learned for every price and is not held.
         BackboneError: if texts cannot be taken out of what the layers are given.
     """
 
-    def __init__(
-        self, model: "MultiExitModel | OnnxModel", agent: Agent, *, threshold: float = 0.5
-    ) -> None:
-        check_number("threshold", min(threshold, 1.0), 0)
-        if not hasattr(agent, "layout"):
-            raise CeeGymError(f"this {agent.name} agent has seen no environment: call learn first")
-        layout = layout_of(agent.observe, model.num_layers, model.width, model.num_labels)
-        check_layout(agent, layout)
-        if agent.model is not None:
+    def __init__(self, model: "MultiExitModel | OnnxModel", policy: ExitPolicy) -> None:
+        weights = None
+        if policy.model is not None:
             weights = fingerprint(model) if isinstance(model, MultiExitModel) else model.fingerprint
-            check_model(agent, weights)
-        if lacks_a_speed(agent):
-            raise CeeGymError(
-                f"this {agent.name} agent has a speed for every alpha: hold it at one by "
-                "agent.at(alpha=...) or agent.for_budget(saved_layers=...)"
-            )
+        self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
+        policy.check_fits(layout_of(policy.observe, self._sizes), weights)
         self.model = model.eval()
         self._device = model.device
         self._exits = (
@@ -89,12 +77,32 @@ class EarlyExitRuntime:
             if isinstance(model, MultiExitModel)
             else model.exits
         )
-        self._decider = agent.decider(threshold, self._device)
-        self._has_memory = agent.has_memory
-        self._asked = frozenset(agent.exit_layers(model.num_layers, threshold))
-        before = range(1, max(self._asked, default=1)) if agent.has_memory else ()
-        self._read = self._asked | {*before, model.num_layers}
         self._refuse_unless_rows_can_leave()
+        self._follow(policy)
+
+    def _follow(self, policy: ExitPolicy) -> None:
+        policy.check_has_a_speed()
+        self.policy = policy
+        self.decider = policy.decider(self._device)
+        num_layers = self.model.num_layers
+        self._has_memory = policy.score.has_memory
+        self._needs_path = needs_path(self.decider.parts)
+        self._asked = frozenset(policy.score.exit_layers(num_layers, policy.threshold))
+        remembers = self._has_memory or self._needs_path
+        before = range(1, max(self._asked, default=1)) if remembers else ()
+        self._read = self._asked | {*before, num_layers}
+
+    def at(self, policy: ExitPolicy) -> Self:
+        """The same model under this policy at another speed, without checking again that they fit.
+
+        Raises:
+            CeeGymError: if the policy is of another kind of observations or weights.
+        """
+        if (policy.layout, policy.model) != (self.policy.layout, self.policy.model):
+            raise CeeGymError("this is another policy: make a runtime of its own for it")
+        twin = copy.copy(self)
+        twin._follow(policy)
+        return twin
 
     def _refuse_unless_rows_can_leave(self) -> None:
         mask = torch.tensor([[1, 1], [1, 0]], device=self._device)
@@ -137,7 +145,7 @@ class EarlyExitRuntime:
             }
         hidden, calls = self.model.begin(inputs)
         weights = self._exits[0].weights(inputs["attention_mask"], hidden.dtype)
-        return Batch(0, np.arange(len(lengths)), lengths, hidden, calls, weights, [])
+        return Batch(0, np.arange(len(lengths)), lengths, hidden, calls, weights, [], [])
 
     def run_until_some_leave(self, batch: "Batch") -> "Left":
         """Runs a batch on, and takes out of it what leaves; to be called in inference mode."""
@@ -149,7 +157,9 @@ class EarlyExitRuntime:
             state, logits = self._exits[layer - 1](batch.hidden, batch.weights)
             if layer == num_layers:
                 break
-            observations = self._observe(state, logits, layer)
+            if self._needs_path:
+                batch.answers.append((state, logits))
+            observations = self._observe(state, logits, layer, batch.answers)
             if self._has_memory:
                 batch.path.append(observations)
             if layer not in self._asked:
@@ -157,7 +167,7 @@ class EarlyExitRuntime:
             if self._has_memory:
                 observations = torch.stack(batch.path, dim=1)
             # The one place where the host waits for the device.
-            leave = self._decider.leave(observations, layer)
+            leave = self.decider.leave(observations, layer)
             if all(leave):
                 break
             if any(leave):
@@ -170,9 +180,27 @@ class EarlyExitRuntime:
         rows, batch.rows = batch.rows, batch.rows[:0]
         return layer, rows, logits
 
-    def _observe(self, state: torch.Tensor, logits: torch.Tensor, layer: int) -> torch.Tensor:
-        parts, alpha = self._decider.parts, self._decider.alpha
-        return observe(parts, state, logits, layer, self.model.num_layers, alpha)
+    def _observe(
+        self,
+        state: torch.Tensor,
+        logits: torch.Tensor,
+        layer: int,
+        answers: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        first = layer
+        states, all_logits = state[:, None], logits[:, None]
+        if self._needs_path:
+            first = 1
+            states, all_logits = (torch.stack(path, dim=1) for path in zip(*answers, strict=True))
+        seen = Seen(
+            xp,
+            self._sizes,
+            (first, layer),
+            torch.full((1, 1, 1), self.decider.alpha, device=state.device),
+            states.float(),
+            all_logits.float(),
+        )
+        return observe_last(self.decider.parts, seen)
 
     def _on_device(self, places: list[int]) -> torch.Tensor:
         return torch.tensor(places).to(self._device, non_blocking=True)
@@ -193,7 +221,9 @@ class Batch:
         hidden: `[n, T, H]`, T being the greatest length.
         calls: L, one per layer.
         weights: `[n, 1, T]`, of the mean over tokens, where there is one.
-        path: the observations so far, `[n, D]` each, if the agent has a memory.
+        path: the observations so far, `[n, D]` each, if the policy has a memory.
+        answers: the states `[n, H]` and logits `[n, C]` so far, if a part of the observation reads
+            all of them.
     """
 
     layer: int
@@ -203,6 +233,7 @@ class Batch:
     calls: list[LayerCall]
     weights: torch.Tensor | None
     path: list[torch.Tensor]
+    answers: list[tuple[torch.Tensor, torch.Tensor]]
 
     def narrow(self, stay: list[int], on_device: torch.Tensor) -> None:
         """Takes out all but some, which are given on the host and on the device."""
@@ -212,6 +243,10 @@ class Batch:
         if self.weights is not None:
             self.weights = self.weights.index_select(0, on_device)[:, :, :longest]
         self.path = [observations.index_select(0, on_device) for observations in self.path]
+        self.answers = [
+            (state.index_select(0, on_device), logits.index_select(0, on_device))
+            for state, logits in self.answers
+        ]
 
 
 class _Exit:
@@ -247,46 +282,6 @@ class _Exit:
             hidden = torch.bmm(weights, hidden)[:, 0]
         state = self._pooler(hidden).tanh()
         return state, self._head(state)
-
-
-def observe(
-    parts: Sequence[str],
-    state: torch.Tensor,
-    logits: torch.Tensor,
-    layer: int,
-    num_layers: int,
-    alpha: float,
-) -> torch.Tensor:
-    """What `cee_gym.observation.write` writes of one layer, float32 `[n, D]`, on the device.
-
-    Args:
-        parts: of the observation, in order.
-        state: `[n, H]`.
-        logits: `[n, C]`.
-        layer: from 1.
-        num_layers: L.
-        alpha: the price of one layer.
-    """
-    columns = []
-    logits = logits.float()
-    for part in parts:
-        if part == "hidden":
-            column = state.float()
-        elif part == "layer":
-            column = logits.new_zeros(len(logits), num_layers)
-            column[:, layer - 1] = 1
-        elif part == "probs":
-            column = torch.softmax(logits, dim=1)
-        elif part == "entropy":
-            log_p = torch.log_softmax(logits, dim=1)
-            entropy = -(log_p.exp() * log_p).sum(dim=1, keepdim=True)
-            column = (entropy / math.log(max(logits.shape[1], 2))).clamp(0, 1)
-        elif part == "confidence":
-            column = torch.softmax(logits, dim=1).amax(dim=1, keepdim=True)
-        else:
-            column = logits.new_full((len(logits), 1), alpha)
-        columns.append(column)
-    return torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
 
 
 def in_order(exits: list[Left]) -> Exits:

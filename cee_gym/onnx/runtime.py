@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cee_gym.agents.base import Agent
 from cee_gym.errors import CeeGymError
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.onnx.model import OnnxModel
+from cee_gym.policies.base import ExitPolicy
 
 
 class OnnxRuntime(EarlyExitRuntime):
@@ -13,8 +13,7 @@ class OnnxRuntime(EarlyExitRuntime):
 
     Args:
         directory: what `export` wrote.
-        agent: decides where to leave.
-        threshold: a text leaves at the first layer with a score above it.
+        policy: decides where to leave.
         threads: to compute with; None for as many as torch uses.
 
     Raises:
@@ -25,15 +24,14 @@ class OnnxRuntime(EarlyExitRuntime):
     def __init__(
         self,
         directory: str | Path,
-        agent: Agent,
+        policy: ExitPolicy,
         *,
-        threshold: float = 0.5,
         threads: int | None = None,
     ) -> None:
         model = OnnxModel(directory, threads=threads)
-        super().__init__(model, agent, threshold=threshold)
+        super().__init__(model, policy)
         if missing := sorted(self._read.difference(model.exit_layers)):
             raise CeeGymError(
-                f"this {agent.name} agent needs exits at layers {missing}, but the model at "
+                f"this {policy.name} policy needs exits at layers {missing}, but the model at "
                 f"{directory} was exported with {model.exit_layers}: export it with those"
             )

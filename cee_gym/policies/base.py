@@ -1,8 +1,8 @@
 """Exit policies: what leaves where.
 
 A *score* gives every state a number in [0, 1]; an `ExitPolicy` holds a score at a threshold and, if
-the score was learned for every price of a layer, at a price. It is what training hands over: what is
-saved, chosen for a speed, evaluated and deployed. Nothing of the agent that learned it is needed.
+the score was learned for every price of a layer, at a price. It is what training hands over: it is
+saved, chosen for a speed, evaluated and deployed, and needs nothing of the agent that learned it.
 """
 
 from abc import ABC, abstractmethod
@@ -70,7 +70,7 @@ class Score(ABC):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     has_memory: ClassVar[bool] = False
-    is_probability: ClassVar[bool] = False
+    is_probability: bool = False
 
     @abstractmethod
     def scores(self, observations: Floats, layout: Layout) -> Floats:
@@ -225,12 +225,11 @@ class ExitPolicy:
         """
         self.check_fits(problem.layout, problem.trace.header.model)
         prices = np.broadcast_to(problem.alpha[0] if alpha is None else alpha, len(problem))
-        return np.concatenate(
-            [
-                self.scores(problem.observe(rows := slice(start, start + _ROWS_AT_A_TIME), prices[rows]))
-                for start in range(0, len(problem), _ROWS_AT_A_TIME)
-            ]
-        )
+        chunks = []
+        for start in range(0, len(problem), _ROWS_AT_A_TIME):
+            rows = slice(start, start + _ROWS_AT_A_TIME)
+            chunks.append(self.scores(problem.observe(rows, prices[rows])))
+        return np.concatenate(chunks)
 
     def exit_probabilities(self, observations: Floats) -> Floats:
         """The probability of leaving each state once there, `[N, L]`, given `[N, L, D]`.

@@ -1,4 +1,4 @@
-"""One linear map of the hidden state and a sigmoid, shared by all layers (BERxiT, Xin et al. 2021)."""
+"""One linear map of the hidden state for all layers (learning to exit, BERxiT, Xin et al. 2021)."""
 
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,7 +1,7 @@
 """A policy with a small network for every layer."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ class PerLayerScore(Score):
         layout: the columns of each part of the observations.
         is_probability: whether it was learned as the probability of leaving.
     """
-
-    is_probability: bool  # type: ignore[misc]
-    reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: PerLayerPolicy, layout: Layout, is_probability: bool) -> None:
         self.network = network

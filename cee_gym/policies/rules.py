@@ -1,14 +1,14 @@
 """The rules of the literature: policies with nothing to learn but their threshold.
 
-| rule | leaves at the first layer where | score | source |
-|---|---|---|---|
-| `confidence` | the largest class probability passes a threshold | that probability | Schwartz et al. 2020 |
-| `entropy` | their entropy falls below a threshold | 1 - entropy / log C | DeeBERT, Xin et al. 2020 |
-| `patience` | p classifiers in a row agree | n / (n + 1) for n in a row | PABEE, Zhou et al. 2020 |
-| `pcee` | p classifiers in a row are confident | 1 - the highest entropy of p | PCEE-BERT, Zhang et al. 2022 |
-| `saturation` | the hidden state hardly changes any more | (1 + cosine) / 2 | CALM, Schuster et al. 2022 |
-| `fixed-layer` | it is layer k | k / (k + 1) | |
-| `random` | a coin says so | a number drawn anew | |
+| rule | leaves at the first layer where | source |
+|---|---|---|
+| `confidence` | the largest class probability passes a threshold | Schwartz et al. 2020 |
+| `entropy` | their entropy falls below a threshold | DeeBERT, Xin et al. 2020 |
+| `patience` | p classifiers in a row agree | PABEE, Zhou et al. 2020 |
+| `pcee` | p classifiers in a row are confident | PCEE-BERT, Zhang et al. 2022 |
+| `saturation` | the hidden state hardly changes any more | CALM, Schuster et al. 2022 |
+| `fixed-layer` | it is layer k | |
+| `random` | a coin says so | |
 
 A module of your own adds one, which `--agent MODULE:NAME` then trains, evaluates and deploys:
 
@@ -244,7 +244,7 @@ class Saturation(Rule):
         scale[scale == 0] = 1
         similarity = np.full(norm.shape, -1.0, dtype=np.float32)
         similarity[:, 1:] = (np.vecdot(hidden[:, 1:], hidden[:, :-1]) / scale).clip(-1, 1)
-        return (1 + similarity) / 2
+        return np.asarray((1 + similarity) / 2, dtype=np.float32)
 
     def exit_layers(self, num_layers: int, threshold: float) -> Sequence[int]:
         """Layer 1 has none before it to resemble."""

@@ -15,7 +15,7 @@ class TextPair(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """Texts, and how fast to be."""
+    """Texts, and at most one way to say how fast to be."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,21 +28,32 @@ class PredictRequest(BaseModel):
     )
 
     texts: Annotated[list[str | TextPair], Field(min_length=1)]
+    at: Annotated[
+        str | None,
+        Field(description="the name of an operating point that is kept with the model"),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="leave above this score of the policy"),
+    ] = None
     alpha: Annotated[
         float | None,
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="the price of one layer, for a policy that learned with a range of them: "
-            "the higher, the faster",
+            description="the price of one layer, for a policy that was learned for a range of "
+            "them: the higher, the faster",
         ),
     ] = None
     saved_layers: Annotated[
         float | None,
+        Field(ge=0, lt=1, description="the slowest speed that saves this share of the layers"),
+    ] = None
+    points_lost: Annotated[
+        float | None,
         Field(
-            ge=0,
-            lt=1,
-            description="in place of alpha: the lowest alpha that saves this share of the layers",
+            allow_inf_nan=False,
+            description="the fastest speed that loses at most so many points of accuracy",
         ),
     ] = None
     truncation: Annotated[
@@ -87,7 +98,7 @@ class Health(BaseModel):
 
     status: str
     model: str
-    agent: str
+    policy: str
     layers: int
     labels: list[str]
 

@@ -26,8 +26,9 @@ try:
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
 
-from cee_gym.agents import FixedLayer
 from cee_gym.inference.pipeline import EarlyExitPipeline
+from cee_gym.observation import Sizes
+from cee_gym.policies.rules import full_depth as never_leaving
 from cee_gym.serving.limits import Guard, Limits, connection
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
 from cee_gym.serving.service import Service
@@ -75,7 +76,7 @@ def make_app(
         title="cee-gym",
         description=(
             f"{type(model.backbone).__name__} with an exit at each of {model.num_layers} layers; "
-            f"a {pipeline.agent.name} agent decides where a text leaves.\n\nAt most "
+            f"a {pipeline.policy.name} policy decides where a text leaves.\n\nAt most "
             f"{limits.max_texts} texts and {limits.max_body} bytes a request, "
             f"{model.config.max_tokens} tokens a text; the body of a request has "
             f"{limits.max_seconds:g} seconds to arrive."
@@ -138,7 +139,7 @@ def make_app(
         return Health(
             status=service.status,
             model=weights,
-            agent=pipeline.agent.name,
+            policy=pipeline.policy.name,
             layers=model.num_layers,
             labels=model.labels,
         )
@@ -154,11 +155,9 @@ def make_app(
 
 def full_depth(pipeline: EarlyExitPipeline) -> EarlyExitPipeline:
     """The same model through all its layers, without a policy, to compare with."""
-    layer = pipeline.model.num_layers
-    agent = FixedLayer(layer=layer)
-    # It reads nothing, so what it would be shown does not matter.
-    agent.layout, agent.alpha_range = {"layer": slice(0, layer)}, (0.0, 0.0)
-    return EarlyExitPipeline(pipeline.model, pipeline.tokenizer, agent)
+    model = pipeline.model
+    sizes = Sizes(model.num_layers, model.width, model.num_labels)
+    return EarlyExitPipeline(model, pipeline.tokenizer, never_leaving(sizes))
 
 
 def _failure(status: HTTPStatus, detail: str) -> JSONResponse:

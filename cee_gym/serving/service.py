@@ -11,10 +11,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 
-from cee_gym.agents.at_alpha import AtAlpha, check_conditioned, let_go
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded, Result
-from cee_gym.inference.pretrained import Measured, at_budget, measure
+from cee_gym.policies.speeds import Speed
 from cee_gym.serving.batching import Batcher
 from cee_gym.serving.schemas import PredictRequest
 
@@ -70,17 +69,12 @@ class Service:
         check_number("max_batch", max_batch, 1)
         check_number("max_wait_ms", max_wait_ms, 0)
         self._pipeline = pipeline
-        agent, self._measured = pipeline.agent, pipeline.measured or Measured()
-        # Whole: what one is held at would stand beside what a request asks for.
-        self._agent = let_go(agent)
-        if self._agent is not agent and self._measured.recording is not None:
-            self._measured = measure(agent, pipeline.threshold, self._measured)
         self._max_batch, self._max_wait_ms = max_batch, max_wait_ms
         self._max_waiting = max_waiting
         self.metrics = Metrics(pipeline.model.num_layers)
         self.waiting = 0
         self.draining = False
-        self._at = lru_cache(_SPEEDS)(self._at_speed)
+        self._at = lru_cache(_SPEEDS)(pipeline.at)
         self._work: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -138,7 +132,14 @@ class Service:
             self.waiting -= count
 
     def _prepare(self, request: PredictRequest) -> tuple[list[Encoded], EarlyExitPipeline]:
-        speed = self._speed(request.alpha, request.saved_layers)
+        speed = Speed(
+            request.at,
+            request.threshold,
+            request.alpha,
+            request.saved_layers,
+            request.points_lost,
+        )
+        pipeline = self._at(speed) if speed.given else self._pipeline
         texts = [
             text if isinstance(text, str) else text.model_dump(exclude_none=True)
             for text in request.texts
@@ -148,29 +149,7 @@ class Service:
             if isinstance(one, CeeGymError):
                 raise CeeGymError(f"texts[{number}]: {one}")
             encoded.append(one)
-        return encoded, self._pipeline if speed is None else self._at(*speed)
-
-    def _speed(
-        self, alpha: float | None, saved_layers: float | None
-    ) -> tuple[float, float, float] | None:
-        """What `_at_speed` takes, where a request asks for another speed than the server's."""
-        if alpha is None and saved_layers is None:
-            return None
-        if alpha is not None and saved_layers is not None:
-            raise CeeGymError("alpha and saved_layers both choose a speed: give only one")
-        check_conditioned(self._agent)
-        if alpha is not None:
-            return alpha, 0.5, self._pipeline.threshold
-        assert saved_layers is not None
-        measured = self._measured
-        held = at_budget(self._agent, saved_layers, measured.speeds, measured.calibration)
-        return held.alpha, held.threshold, 0.5
-
-    def _at_speed(self, alpha: float, held_at: float, threshold: float) -> EarlyExitPipeline:
-        held = AtAlpha(self._agent, alpha, held_at)
-        held.model = None  # it belongs to this model, which takes a while to find out
-        model, tokenizer = self._pipeline.model, self._pipeline.tokenizer
-        return EarlyExitPipeline(model, tokenizer, held, threshold=threshold)
+        return encoded, pipeline
 
     def _run(self, pipeline: EarlyExitPipeline, encoded: Sequence[Encoded]) -> list[Result]:
         results = pipeline.run(encoded)

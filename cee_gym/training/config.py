@@ -1,17 +1,13 @@
 """The settings of a recording and of a training run."""
 
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from cee_gym.agents.presets import Preset
-from cee_gym.cost import CostModel
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.observation import layout_of
-from cee_gym.reward import Reward, alpha_range
 from cee_gym.training.partition import PolicyData
 
+MOST_SEED = 2**32 - 1  # what numpy, torch and scikit-learn all take
 WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
 
 
@@ -111,10 +107,10 @@ class RecordConfig:
     def __post_init__(self) -> None:
         check_number("held_out", self.held_out, 0, 1)
         check_number("calibration", self.calibration, 0, 1)
-        check_number("folds", self.folds, 2)
+        check_number("folds", self.folds, 2, 1000)
         if self.max_tokens is not None:
             check_number("max_tokens", self.max_tokens, 1)
-        check_number("seed", self.seed, 0)
+        check_number("seed", self.seed, 0, MOST_SEED)
         known = get_args(WarmUpObjective)
         if self.objective is not None and self.objective not in known:
             raise CeeGymError(f"objective must be one of {', '.join(known)}, got {self.objective}")
@@ -124,65 +120,6 @@ class RecordConfig:
                 refuse_changed(
                     self, [name], f"policy_data {way}: leave it out with {self.policy_data}"
                 )
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The environment of the policy phase and how long it takes.
-
-    Attributes:
-        alpha: the price of one layer: a number, or a range `low high` from which each episode
-            draws.
-        hardness: the weight of the price: `memorized_layer`, `last_layer_loss` or `none`.
-        quality: what an exit achieves: minus the `cross_entropy`, or `correctness`.
-        cost: what the layers up to an exit cost: `layers`, their number; or the path of a profile,
-            what `cee-gym profile` measured of the recorded model.
-        observe: the parts of an observation; those of the agent's preset by default.
-        total_timesteps: decisions a policy phase learns from; the preset's by default.
-    """
-
-    alpha: tuple[float, ...] = (0.035,)
-    hardness: Literal["memorized_layer", "last_layer_loss", "none"] = "memorized_layer"
-    quality: Literal["cross_entropy", "correctness"] = "cross_entropy"
-    cost: str = "layers"
-    observe: tuple[str, ...] | None = None
-    total_timesteps: int | None = None
-
-    def __post_init__(self) -> None:
-        alpha_range(self.price)
-        if self.cost != "layers":  # a run is evaluated from any directory
-            object.__setattr__(self, "cost", str(Path(self.cost).resolve()))
-        if self.observe is not None:
-            layout_of(self.observe, num_layers=2, width=1, num_labels=2)
-        if self.total_timesteps is not None:
-            check_number("total_timesteps", self.total_timesteps, 1)
-
-    def over(self, preset: Preset) -> "PolicyConfig":
-        """These settings, with the preset's where none are given.
-
-        An agent that is to learn at every price of a range observes alpha too.
-        """
-        ranges = len(self.alpha) > 1
-        return replace(
-            self,
-            observe=self.observe or preset.observe + ("alpha",) * ranges,
-            total_timesteps=self.total_timesteps or preset.total_timesteps,
-        )
-
-    @property
-    def price(self) -> float | tuple[float, ...]:
-        """Alpha as the environments take it."""
-        return self.alpha[0] if len(self.alpha) == 1 else self.alpha
-
-    @property
-    def layer_costs(self) -> list[float] | None:
-        """What leaving at each layer costs by the profile, in layers; None where there is none.
-
-        Raises:
-            CeeGymError: if cost is neither `layers` nor a profile.
-        """
-        cost = Reward(cost=self.cost).cost
-        return cost.layer_costs().tolist() if isinstance(cost, CostModel) else None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     warm up:   text -> backbones
     record:    backbones -> traces of train (the rows the policy learns on), calibration, dev and
         test
-    policy:    traces -> agent
-    backbone:  backbones, agent -> backbones
+    policy:    traces -> policy
+    backbone:  backbones, policy -> backbones
 
 A phase writes into `NAME.partial` and renames when it is done, so what exists is whole, and a run
 that was stopped goes on after the last thing that exists.
@@ -23,17 +23,19 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
-from cee_gym.agents.policy_agent import GradientAgent
+from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
-from cee_gym.observation import layout_of, width_of, write
-from cee_gym.reward import Reward, alpha_range
+from cee_gym.observation import Layout, Seen, Sizes, observe_into, width_of
+from cee_gym.problem import OBSERVE
+from cee_gym.problem_settings import ProblemSettings
+from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import open_split
 from cee_gym.traces.texts import collect, start_trace, write_rows
-from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig
+from cee_gym.training.config import AlternationConfig, FitConfig
 from cee_gym.training.fit import Objective, fit
 from cee_gym.training.losses import (
     alternating,
@@ -108,7 +110,7 @@ def backbone_phase(
     before: Path,
     models: Path,
     agent: Agent,
-    policy: PolicyConfig,
+    settings: ProblemSettings,
     config: AlternationConfig,
     number: int,
     logger: Logger | None = None,
@@ -124,7 +126,7 @@ def backbone_phase(
         before: the backbones to go on from.
         models: where the backbones are to be.
         agent: decides the exits.
-        policy: what it was trained on.
+        settings: of the problem it was trained on.
         config: how long, and at which exits.
         number: of the round.
         logger: takes loss and accuracy per layer.
@@ -135,19 +137,21 @@ def backbone_phase(
     together = config.phases == "together"
     if together and not isinstance(agent, GradientAgent):
         raise CeeGymError(f"phases together takes reinforce or expected-return, not {agent.name}")
+    layout = agent.policy.layout
 
     def objective_for(name: str, seed: int) -> Objective:
         learns = together and name == DEPLOYED
-        improve = _improver(agent, policy, seed) if learns else None
+        improve = _improver(agent, settings, seed) if learns else None
 
         def objective(
             output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor, _: int
         ) -> torch.Tensor:
-            alpha = draw_alpha(policy, len(labels))
-            observations = observe_output(output, agent, alpha)
+            alpha = draw_alpha(settings, len(labels))
+            observations = observe_output(output, layout, alpha)
             if improve is not None:
-                improve(observations, output, losses, labels, alpha)
-            scores = torch.from_numpy(agent.exit_probabilities(observations)).to(losses)
+                improve(observations, output, labels, alpha)
+            probabilities = agent.policy.exit_probabilities(observations)
+            scores = torch.from_numpy(probabilities).to(losses)
             if config.backbone_loss == "expected":
                 return over_exits(losses, scores)
             uniforms = torch.rand(losses.shape).to(losses)
@@ -281,9 +285,9 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
     unfinished.rename(recording)
 
 
-def policy_env(
+def problem_env(
     recording: Path,
-    policy: PolicyConfig,
+    settings: ProblemSettings,
     split: str = "train",
     memorized_layers: np.ndarray | None = None,
 ) -> EarlyExitEnv:
@@ -291,84 +295,76 @@ def policy_env(
 
     Args:
         recording: the traces.
-        policy: what it observes and pays.
+        settings: what is observed and paid.
         split: of the recording.
         memorized_layers: int `[N]`, to be used in place of the trace's own.
     """
     trace = open_split(recording, split)
-    hardness: str | np.ndarray | None = None if policy.hardness == "none" else policy.hardness
-    if memorized_layers is not None and policy.hardness == "memorized_layer":
+    hardness = None
+    if memorized_layers is not None and settings.hardness == "memorized_layer":
         hardness = 1.0 - memorized_layers / trace.num_layers
     return EarlyExitEnv(
         trace=trace,
         split=split,
-        alpha=policy.price,
-        hardness=hardness,
-        quality=policy.quality,
-        cost=policy.cost,
-        observe=policy.observe or ("hidden", "layer"),
+        alpha=settings.price,
+        reward=settings.reward(hardness),
+        observe=settings.observe or OBSERVE,
     )
 
 
-def draw_alpha(policy: PolicyConfig, size: int) -> np.ndarray:
+def draw_alpha(settings: ProblemSettings, size: int) -> np.ndarray:
     """A price of one layer for each of some instances, float32 `[B, 1]`.
 
     Where alpha is a range it is drawn from it, by torch's generator on the CPU.
     """
-    low, high = alpha_range(policy.price)
+    low, high = alpha_range(settings.price)
     return (low + (high - low) * torch.rand((size, 1))).numpy()
 
 
-def observe_output(output: MultiExitOutput, agent: Agent, alpha: np.ndarray) -> np.ndarray:
-    """What an agent observes of a batch that a model has just run, float32 `[B, L, D]`."""
+def observe_output(output: MultiExitOutput, layout: Layout, alpha: np.ndarray) -> np.ndarray:
+    """What is observed of a batch that a model has just run, float32 `[B, L, D]`.
+
+    Args:
+        output: of B texts.
+        layout: the columns of each part.
+        alpha: the price of one layer, `[B, 1]`.
+    """
     assert output.states is not None
     assert output.logits is not None
     states = output.states.detach().float().cpu().numpy()
     logits = output.logits.detach().float().cpu().numpy()
-    (size, num_layers, width), num_labels = states.shape, logits.shape[2]
-    layout = layout_of(agent.observe, num_layers, width, num_labels)
+    size, num_layers, width = states.shape
+    sizes = Sizes(num_layers, width, logits.shape[2])
     observations = np.empty((size, num_layers, width_of(layout)), dtype=np.float32)
-    readout = read_out(logits)
-    write(
-        observations,
-        layout,
-        hidden=states,
-        layer=np.eye(num_layers),
-        logits=logits,
-        entropy=readout.entropy,
-        confidence=readout.confidence,
-        num_labels=num_labels,
-        alpha=alpha[:, :, None],
-    )
+    seen = Seen(np, sizes, (1, num_layers), alpha[:, :, None], states, logits)
+    observe_into(observations, layout, seen)
     return observations
 
 
-def _improver(agent: Agent, policy: PolicyConfig, seed: int) -> Callable[..., None]:
+def _improver(agent: Agent, settings: ProblemSettings, seed: int) -> Callable[..., None]:
     """A function that takes one step of the policy on a batch of the backbone phase."""
     assert isinstance(agent, GradientAgent)
-    network = agent.policy
+    network = agent.network
     assert network is not None
     optimizer = agent.make_optimizer(network)
     rng = np.random.default_rng(seed)
-    reward = Reward(
-        quality=policy.quality, hardness=None if policy.hardness == "none" else policy.hardness
-    )
+    reward = settings.reward()
 
     def improve(
-        observations: np.ndarray,
-        output: MultiExitOutput,
-        losses: torch.Tensor,
-        labels: torch.Tensor,
-        alpha: np.ndarray,
+        observations: np.ndarray, output: MultiExitOutput, labels: torch.Tensor, alpha: np.ndarray
     ) -> None:
         assert output.logits is not None
-        correct = output.logits.argmax(dim=2) == labels[:, None]
-        quality, price = reward.of(losses.detach().cpu().numpy(), correct.cpu().numpy())
+        exits = read_out(
+            output.logits.detach().float().cpu().numpy(), labels.cpu().numpy()[:, None]
+        )
+        depths = np.arange(1, exits.correct.shape[1] + 1)
+        rewards = reward.quality_of(exits) - alpha * reward.price_of(exits, depths)
         logits = network(agent.states(torch.from_numpy(observations)))
-        step = agent.estimate(logits, torch.from_numpy(quality - alpha * price), rng)
+        step = agent.estimate(logits, torch.from_numpy(rewards), rng)
         optimizer.zero_grad()
         step.loss.backward()
         optimizer.step()
+        agent.hand_over_network()
 
     return improve
 

@@ -9,13 +9,16 @@ from typing import Any
 from stable_baselines3.common.logger import HParam, Logger, configure
 
 from cee_gym.agents.base import Agent, load_agent
-from cee_gym.agents.presets import preset_for
-from cee_gym.errors import CeeGymError
+from cee_gym.agents.registry import full_agent_name, preset_for
+from cee_gym.documents import read_document, write_document
+from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
+from cee_gym.problem_settings import ProblemSettings
+from cee_gym.runs import CONFIG, EVALUATION, Run, is_run
 from cee_gym.traces.recordings import open_split
-from cee_gym.training.config import AlternationConfig, PolicyConfig
-from cee_gym.training.phases import backbone_phase, policy_env, record, warm_up
+from cee_gym.training.config import AlternationConfig
+from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
 from cee_gym.training.setup import Setup
 
 
@@ -24,19 +27,15 @@ class ConsistentEETrainer:
 
     Round 0 warms up the backbone, records it and trains the policy on the recording. Every further
     round trains the backbone at the exits of the policy, records it again and goes on with the
-    policy. All of it is under `output`:
-
-        config.json      what was asked for
-        round-R/models   the backbones of the round (the last round's are kept)
-        round-R/recording, round-R/agent, round-R/evaluation.json
-        tensorboard      the curves
+    policy. All of it is under `output`, see `cee_gym.runs`, with the curves in `tensorboard`.
 
     Args:
         agent: not trained yet.
         output: the directory of the run.
         setup: text and backbone; None to train the policy on a finished recording.
         recording: the finished recording; None to make one.
-        policy: the environment of the policy phase; what it leaves open is the agent's preset's.
+        problem: what is observed and paid; what it leaves open is the agent's preset's.
+        total_timesteps: decisions a policy phase learns from; by default the preset's.
         alternation: the rounds.
         metrics: of the task, the leading one first.
     """
@@ -48,7 +47,8 @@ class ConsistentEETrainer:
         *,
         setup: Setup | None = None,
         recording: Path | None = None,
-        policy: PolicyConfig | None = None,
+        problem: ProblemSettings | None = None,
+        total_timesteps: int | None = None,
         alternation: AlternationConfig | None = None,
         metrics: tuple[str, ...] = ("accuracy",),
     ) -> None:
@@ -65,27 +65,31 @@ class ConsistentEETrainer:
                 f"{self.alternation.rounds} rounds train the backbone as well, which takes its "
                 "weights and text: give --backbone and --data, or --rounds 0"
             )
-        if self.setup is not None and policy is not None and policy.cost != "layers":
+        if self.setup is not None and problem is not None and problem.layer_costs is not None:
             raise CeeGymError(
-                f"the profile {policy.cost} is of one model, and this run records one of its own: "
+                f"the profile {problem.cost} is of one model, and this run records one of its own: "
                 "build, then profile and train on that recording, without --backbone and --rounds"
             )
-        self.policy = (policy or PolicyConfig()).over(preset_for(agent.name, self._task()))
+        if total_timesteps is not None:
+            check_number("total_timesteps", total_timesteps, 1)
+        preset = preset_for(full_agent_name(agent.name), self._task())
+        self.problem = (problem or ProblemSettings()).observing(preset.observe)
+        self.total_timesteps = total_timesteps or preset.total_timesteps
 
     def _task(self) -> str:
         if self.setup is not None:
             return self.setup.task.name
         assert self.recording is not None
-        task: str = open_split(self.recording, "train").header.task
-        return task
+        return open_split(self.recording, "train").header.task
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the outcome of the run, JSON-able."""
         return {
-            "agent": self.agent.name,
+            "agent": full_agent_name(self.agent.name),
             "hyperparameters": self.agent.hyperparameters(),
-            "policy": asdict(self.policy),
-            "cost": self.policy.layer_costs,
+            "problem": self.problem.to_json(),
+            "total_timesteps": self.total_timesteps,
+            "cost": self.problem.layer_costs,
             "alternation": asdict(self.alternation),
             "metrics": list(self.metrics),
             "recording": None if self.recording is None else str(self.recording.resolve()),
@@ -110,14 +114,13 @@ class ConsistentEETrainer:
             CeeGymError: if `output` holds a run and `resume` is not given, or one with other
                 settings; or if the agent cannot learn from these observations.
         """
-        assert self.policy.observe is not None
-        self.agent.check_observe(self.policy.observe)
+        self._check_observe()
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
         results: dict[str, Any] = {}
         for number in range(self.alternation.rounds + 1):
             results = self._round(number, logger, progress_bar)
-        point = results["policy"]["p > 1/2"]
+        point = own_point(results)
         final = {
             "hparam/accuracy": point["accuracy"],
             "hparam/saved_layers": point["saved_layers"],
@@ -131,41 +134,44 @@ class ConsistentEETrainer:
         logger.close()
         return results
 
+    def _check_observe(self) -> None:
+        """Refuses, before any work, observations that cannot be made or learned from."""
+        assert self.problem.observe is not None
+        parts = tuple(part.rpartition(":")[2] for part in self.problem.observe)
+        self.agent.check_observe(parts)
+
     def _claim_output(self, resume: bool) -> None:
-        file = self.output / "config.json"
+        file = self.output / CONFIG
         description = json.loads(json.dumps(self.description()))
-        if any(self.output.glob("round-*")):
+        if is_run(self.output):
             if not resume:
                 raise CeeGymError(
                     f"{self.output} holds a run already: give --resume to go on with it, or "
                     "another --output"
                 )
+            remedy = "the settings of this run are unknown, so give another --output"
+            before = read_document(file, "run's config.json", remedy=remedy)
+            rounds = description["alternation"]["rounds"]
             try:
-                before = dict(json.loads(file.read_text()))
-                rounds = description["alternation"]["rounds"]
                 if before["alternation"]["rounds"] < rounds:  # a run may be given more
                     before["alternation"]["rounds"] = rounds
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CeeGymError(
-                    f"{file} cannot be read ({error}): the settings of the run in {self.output} "
-                    "are unknown, so give another --output"
-                ) from None
+            except (KeyError, TypeError):
+                raise CeeGymError(f"{file} is damaged: {remedy}") from None
             if changed := [key for key in before if before[key] != description.get(key)]:
                 raise CeeGymError(
                     f"{self.output} was begun with another {', '.join(changed)}: repeat its "
                     "settings (config.json), or give another --output"
                 )
         self.output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(description, indent=1) + "\n")
+        write_document(file, description)
 
     def _round(self, number: int, logger: Logger, progress_bar: bool) -> dict[str, Any]:
         here = self.output / f"round-{number}"
         before = self.output / f"round-{number - 1}"
-        evaluation = here / "evaluation.json"
+        evaluation = here / EVALUATION
         if evaluation.exists():
             self.agent = load_agent(here / "agent")
-            results: dict[str, Any] = json.loads(evaluation.read_text())
-            return results
+            return read_document(evaluation, "evaluation", remedy="remove it and resume")
         recording = self.recording
         if self.setup is not None:
             models, recording = here / "models", here / "recording"
@@ -177,7 +183,7 @@ class ConsistentEETrainer:
                     before / "models",
                     models,
                     self.agent,
-                    self.policy,
+                    self.problem,
                     self.alternation,
                     number,
                     logger,
@@ -190,27 +196,25 @@ class ConsistentEETrainer:
         if number and self.alternation.memorized_layer == "once":
             first = open_split(self.output / "round-0" / "recording", "train")
             memorized = memorized_layer(first.correct)
-        env = policy_env(recording, self.policy, memorized_layers=memorized)
-        assert self.policy.total_timesteps is not None
-        self.agent.learn(env, self.policy.total_timesteps, logger=logger, progress_bar=progress_bar)
+        env = problem_env(recording, self.problem, memorized_layers=memorized)
+        self.agent.learn(env, self.total_timesteps, logger=logger, progress_bar=progress_bar)
+        here.mkdir(parents=True, exist_ok=True)
+        self.agent.save(here / "agent")  # before it is evaluated, so that nothing is lost
         results = report(
-            self.agent,
-            policy_env(recording, self.policy, "calibration").table,
-            policy_env(recording, self.policy, "dev").table,
+            self.agent.policy,
+            self.problem.problem(recording, "calibration"),
+            self.problem.problem(recording, "dev"),
             self.metrics,
         )
         self._log_evaluation(results, number, logger)
-        here.mkdir(parents=True, exist_ok=True)
-        self.agent.save(here / "agent")
-        unfinished = evaluation.with_suffix(".partial")
-        unfinished.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-        unfinished.rename(evaluation)
+        write_document(evaluation, results)
+        Run.open(self.output).keep(results["points"])
         # The next round has its own; a backbone is large.
         shutil.rmtree(before / "models", ignore_errors=True)
         return results
 
     def _log_evaluation(self, results: dict[str, Any], number: int, logger: Logger) -> None:
-        point = results["policy"]["p > 1/2"]
+        point = own_point(results)
         for name in ("accuracy", "saved_layers", "mean_exit_layer"):
             logger.record(f"eval/{name}", point[name])
         logger.record("eval/mean_reward", point["mean_return"])
@@ -218,6 +222,12 @@ class ConsistentEETrainer:
         logger.record("eval/regret", regret)
         logger.record("eval/full_depth_accuracy", results["full_depth"]["accuracy"])
         logger.dump(number)
+
+
+def own_point(results: dict[str, Any]) -> dict[str, Any]:
+    """What a policy comes to at its own speed, of the results of a report."""
+    measured: dict[str, Any] = results["points"]["own"]["measured"][results["split"]]
+    return measured
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, str | float]:

@@ -1,8 +1,8 @@
 """A search for an agent's hyper-parameters, by Optuna's TPE.
 
 What is searched for is the highest return on calibration of an agent that learned on train and
-leaves where p > 1/2; dev takes no part. The first trial is the preset, so a search never ends below
-it.
+leaves at its own threshold; dev takes no part. The first trial is the preset, so a search never
+ends below it.
 
 The study is an SQLite file that Optuna's own tools read. Each trial draws from a generator of its
 own, seeded by the number of trials done, so a search that was stopped anywhere goes on to the end
@@ -12,7 +12,7 @@ it would have come to. The trial that was cut off is kept as failed, and run aga
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,20 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cee_gym.agents.base import hyperparameter_defaults, make_agent
-from cee_gym.agents.presets import RANGES, Preset, Range, preset_for
+from cee_gym.agents.presets import Preset
+from cee_gym.agents.registry import (
+    hyperparameter_defaults,
+    hyperparameter_ranges,
+    make_agent,
+    preset_for,
+)
+from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
-from cee_gym.returns import first_exit
+from cee_gym.problem_settings import ProblemSettings
+from cee_gym.settings import Range
 from cee_gym.traces.recordings import open_split
-from cee_gym.training.config import PolicyConfig
-from cee_gym.training.phases import policy_env
+from cee_gym.training.phases import problem_env
 
 if TYPE_CHECKING:
     import optuna
@@ -41,14 +47,16 @@ class Search:
     Attributes:
         agent: its name.
         recording: with the splits train and calibration.
-        policy: the environment; what it leaves open is the preset's.
+        problem: what is observed and paid; what it leaves open is the preset's.
+        total_timesteps: decisions to learn from; by default the preset's.
         fixed: hyper-parameters that are not searched.
         seed: of the search and, where it has one, of the agent.
     """
 
     agent: str
     recording: Path
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    problem: ProblemSettings = field(default_factory=ProblemSettings)
+    total_timesteps: int | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -66,7 +74,7 @@ class Search:
         Raises:
             CeeGymError: if there is nothing to search.
         """
-        known = RANGES.get(self.agent.lower(), {})
+        known = hyperparameter_ranges(self.agent)
         ranges = {key: values for key, values in known.items() if key not in self.fixed}
         if not ranges:
             why = f"all of {', '.join(known)} are set" if known else "it has no ranges"
@@ -76,8 +84,7 @@ class Search:
     @cached_property
     def environments(self) -> dict[str, EarlyExitEnv]:
         """Those of train and calibration."""
-        policy = self.policy.over(self._preset)
-        return {s: policy_env(self.recording, policy, s) for s in ("train", "calibration")}
+        return {s: problem_env(self.recording, self._settings, s) for s in ("train", "calibration")}
 
     def value(self, hyperparameters: Mapping[str, Any]) -> float:
         """The mean return on calibration with these hyper-parameters.
@@ -87,25 +94,24 @@ class Search:
         Raises:
             CeeGymError: if the agent refuses them, or diverges.
         """
-        total = self.policy.over(self._preset).total_timesteps
-        assert total is not None
         agent = make_agent(self.agent, **hyperparameters)
-        agent.learn(self.environments["train"], total)
-        table = self.environments["calibration"].table
-        alpha = np.random.default_rng(0).permutation(np.linspace(*table.alpha, len(table.trace)))
-        scores = agent.exit_probabilities(table.observe(slice(None), alpha))
-        index = first_exit(scores > 0.5) - 1
-        return float(table.rewards(alpha)[np.arange(len(index)), index].mean())
+        agent.learn(self.environments["train"], self._total_timesteps)
+        problem = self.environments["calibration"].problem
+        alpha = np.random.default_rng(0).permutation(np.linspace(*problem.alpha, len(problem)))
+        policy = agent.policy
+        index = policy.exit_layers(policy.scores_on(problem, alpha)) - 1
+        return float(problem.rewards(alpha)[np.arange(len(index)), index].mean())
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the outcome of the search, JSON-able."""
-        traces = {s: env.table.trace.fingerprint for s, env in self.environments.items()}
+        traces = {s: env.problem.trace.fingerprint for s, env in self.environments.items()}
         return json.loads(
             json.dumps(
                 {
                     "agent": self.agent,
                     "traces": traces,
-                    "policy": asdict(self.policy.over(self._preset)),
+                    "problem": self._settings.to_json(),
+                    "total_timesteps": self._total_timesteps,
                     "start": self.start,
                     "ranges": self.ranges,
                     "seed": self.seed,
@@ -113,10 +119,18 @@ class Search:
             )
         )
 
+    @property
+    def _settings(self) -> ProblemSettings:
+        return self.problem.observing(self._preset.observe)
+
+    @property
+    def _total_timesteps(self) -> int:
+        return self.total_timesteps or self._preset.total_timesteps
+
     @cached_property
     def _preset(self) -> Preset:
         task = open_split(self.recording, "train").header.task
-        return preset_for(self.agent, task).observing(self.policy.observe)
+        return preset_for(self.agent, task).observing(self.problem.observe)
 
 
 def tune(
@@ -162,7 +176,7 @@ def tune(
         "preset_value": study.trials[0].value,
         "hyperparameters": study.best_params,
     }
-    (output / "best.json").write_text(json.dumps(best, indent=1) + "\n")
+    write_document(output / "best.json", best)
     return best
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from cee_gym.agents.at_alpha import AtAlpha
 
 from cee_gym.agents import Confidence, ExpectedReturn, Reinforce, load_agent
-from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report

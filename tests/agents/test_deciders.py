@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cee_gym.agents.at_alpha import AtAlpha
 
 from cee_gym.agents import AGENTS, RandomExit
-from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent, Decider, make_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.returns import first_exit
