@@ -72,7 +72,7 @@ class LongstaffSchwartz(NetworkAgent):
             )
         rng = np.random.default_rng(self.seed)
         alpha = rng.uniform(*problem.alpha, size=len(problem))
-        observations = torch.from_numpy(problem.observe(alpha=alpha))
+        observations = torch.from_numpy(np.array(problem.observe(alpha=alpha)))
         seen = network.seen(self.states(observations)).numpy()
         rewards = problem.rewards(alpha)
         weight, bias = _regress(seen, rewards, self.folds, self.seed, progress_bar)

@@ -39,12 +39,14 @@ class Run:
         settings: of its problem.
         metrics: of its task, the leading one first.
         task: the name of its task; None for a run on a finished recording.
+        agent: the name of the agent that learned.
     """
 
     directory: Path
     settings: ProblemSettings
     metrics: tuple[str, ...]
     task: str | None
+    agent: str
     _given: str | None
     _cost: list[float] | None
 
@@ -66,6 +68,7 @@ class Run:
                 ProblemSettings.from_json(found["problem"]),
                 tuple(found["metrics"]),
                 found["task"],
+                found["agent"],
                 found["recording"],
                 found["cost"],
             )

@@ -36,8 +36,8 @@ class EarlyExitEnv(EpisodeEnv):
 
     With `vector_reward=True` a reward is float32 `[quality_t, -price_t]`, `[0, 0]` for continuing,
     by the protocol of MO-Gymnasium (`reward_space`, `reward_dim`): its `LinearReward` with the
-    weights `[1, alpha]` gives the scalar one. Make it with `mo_gymnasium.make`, or `gymnasium.make` with
-    `disable_env_checker=True`: Gymnasium's own checker wants numbers.
+    weights `[1, alpha]` gives the scalar one. Make it with `mo_gymnasium.make`, or with
+    `gymnasium.make` and `disable_env_checker=True`: Gymnasium's own checker wants numbers.
 
     ## Starting state
     Layer 1 of an instance drawn uniformly with replacement. Where `alpha` is a range, each episode

@@ -63,7 +63,9 @@ class Evaluate:
                 )
             # The promise is for this price; its threshold is what calibration then tells.
             policy = replace(speed.choose(policy), threshold=policy.threshold)
-        results = report(policy, calibration, dev, run.metrics, asked=speed, promise=promise)
+        results = report(
+            policy, calibration, dev, run.metrics, name=run.agent, asked=speed, promise=promise
+        )
         run.keep(results["points"])
         name = "evaluation" if self.split == "dev" else f"evaluation-{self.split}"
         file = run.directory / name

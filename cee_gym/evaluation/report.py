@@ -36,6 +36,7 @@ def report(
     dev: Problem,
     metrics: tuple[str, ...],
     *,
+    name: str | None = None,
     asked: Speed | None = None,
     promise: Promise | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def report(
         calibration: of the split that speeds are chosen on.
         dev: of the split to report on.
         metrics: of the task, the leading one first.
+        name: of the agent that learned it, for the table; by default that of the policy.
         asked: one more speed to choose.
         promise: to find a guaranteed threshold for, and to check on dev.
 
@@ -69,14 +71,14 @@ def report(
     rewards = dev.rewards(alpha)
     scores = policy.scores_on(dev, alpha)
     speeds = measure_speeds(policy, calibration)
-    chosen = {"own": (f"own speed: score > {policy.threshold:.4g}", policy)}
+    chosen = {"own": (f"score > {policy.threshold:.4g}", policy)}
     for lost in POINTS_LOST:
         speed = Speed(points_lost=lost)
         chosen[f"lost-{lost:g}"] = (label(speed), speed.choose(policy, speeds))
     if asked is not None and asked.given and asked.at is None:
         ((kind, value),) = asked.given.items()
-        name = f"{kind.partition('_')[0].replace('points', 'lost')}-{value:g}"
-        chosen[name] = (label(asked), asked.choose(policy, speeds))
+        point_id = f"{kind.partition('_')[0].replace('points', 'lost')}-{value:g}"
+        chosen[point_id] = (label(asked), asked.choose(policy, speeds))
     checked = None
     if promise is not None:
         if policy.chosen_on == calibration.trace.fingerprint:
@@ -95,17 +97,17 @@ def report(
         checked = guarantee.check(dev.trace, scores)
     fixed = fixed_layers(dev.trace, metrics=metrics, rewards=rewards)
     points = {}
-    for name, (text, held_policy) in chosen.items():
+    for point_id, (text, held_policy) in chosen.items():
         same = held_policy.alpha == policy.alpha
         point = evaluate_policy(
             held_policy, dev, metrics=metrics, alpha=alpha, scores=scores if same else None
         )
-        points[name] = kept_point(text, held_policy, calibration, dev, point)
+        points[point_id] = kept_point(text, held_policy, calibration, dev, point)
     return {
         "split": dev.trace.header.split,
         "trace": dev.trace.fingerprint,
         "calibration_trace": calibration.trace.fingerprint,
-        "agent": policy.name,
+        "agent": name or policy.name,
         "alpha": alpha,
         "deterministic": dev.reward.deterministic,
         "rows": len(dev),
@@ -141,7 +143,7 @@ def kept_point(
 def label(speed: Speed) -> str:
     """What speed was asked for, in a few words."""
     if speed.saved_layers is not None:
-        return f"at least {speed.saved_layers:.1%} of the layers saved on calibration"
+        return f"at least {speed.saved_layers:.1%} saved on calibration"
     if speed.points_lost is not None:
         return f"at most {speed.points_lost:g} points lost on calibration"
     return ", ".join(f"{name} {value:g}" for name, value in speed.given.items())
@@ -150,7 +152,7 @@ def label(speed: Speed) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """The results as a table of plain text."""
     names = list(dict.fromkeys(["accuracy", *results["metrics"]]))
-    head = ["", *names, "exit layer", "saved layers", "layer speed-up", "return"]
+    head = [results["agent"], *names, "exit layer", "saved layers", "layer speed-up", "return"]
     return aligned([head, *([row, *_cells(p, names)] for row, p in rows(results).items())])
 
 
@@ -161,7 +163,7 @@ def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "full depth": results["full_depth"],
         **{f"fixed layer {layer}": point for layer, point in layers},
         **{
-            f"{results['agent']}, {point['label']} [{name}]": point["measured"][results["split"]]
+            f"{name}: {point['label']}": point["measured"][results["split"]]
             for name, point in results["points"].items()
         },
         "hindsight (knows the label)": results["hindsight"],

@@ -33,7 +33,7 @@ class PerLayerScore(Score):
     def scores(self, observations: Floats, layout: Layout) -> Floats:
         """The sigmoids, float32 `[N, t]`."""
         size, steps, _ = observations.shape
-        given = torch.from_numpy(np.ascontiguousarray(observations))
+        given = torch.from_numpy(np.array(observations))  # torch wants to be able to write
         with torch.inference_mode():
             if steps == len(self.network.bias):
                 return torch.sigmoid(self.network(states(given, layout))).numpy()

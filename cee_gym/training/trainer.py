@@ -205,6 +205,7 @@ class ConsistentEETrainer:
             self.problem.problem(recording, "calibration"),
             self.problem.problem(recording, "dev"),
             self.metrics,
+            name=self.agent.name,
         )
         self._log_evaluation(results, number, logger)
         write_document(evaluation, results)
