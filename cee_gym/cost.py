@@ -4,16 +4,15 @@
 reward in place of the layer number.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, first_line
 
 FORMAT = "cee-gym cost model"
@@ -164,8 +163,7 @@ class CostModel:
         values = asdict(self)
         for name in ("embedding", "layers", "heads", "policy"):
             values[name] = values[name].tolist()
-        text = json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=1)
-        Path(path).write_text(text + "\n")
+        write_document(path, {"format": FORMAT, "version": VERSION, **values})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -174,23 +172,16 @@ class CostModel:
         Raises:
             CeeGymError: if there is none, it is damaged, foreign or of another version.
         """
-        try:
-            values = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise CeeGymError(f"there is no profile at {path} ({error.strerror})") from None
-        except ValueError as error:
-            raise CeeGymError(f"the profile at {path} is damaged: {first_line(error)}") from None
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise CeeGymError(f"{path} is not a cee-gym profile")
-        if (version := values.pop("version", None)) != VERSION:
-            raise CeeGymError(
-                f"the profile at {path} is of version {version}, this cee-gym reads version "
-                f"{VERSION}: profile again"
-            )
+        values = read_document(
+            path, "profile", remedy="profile again", format=FORMAT, versions={VERSION}
+        )
+        del values["format"], values["version"]
         try:
             return cls(**values)
         except (ValueError, TypeError, OverflowError) as error:
-            raise CeeGymError(f"the profile at {path} is damaged: {first_line(error)}") from None
+            raise CeeGymError(
+                f"the profile at {path} is damaged ({first_line(error)}): profile again"
+            ) from None
 
 
 def _cell(

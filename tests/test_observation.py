@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,8 @@ def test_bounds_are_the_true_ones() -> None:
 def test_rounding_does_not_lead_out_of_the_space(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "trace", n=2, num_layers=2, num_labels=7)
     # A sum of seven float32 numbers may end a few units in the last place above what it should be.
-    trace.entropy[:] = np.log(7) * (1 + 1e-6)
-    trace.confidence[:] = 1 + 1e-6
+    beyond = np.full((2, 2), 1 + 1e-6, dtype=np.float32)
+    trace = replace(trace, entropy=np.log(7) * beyond, confidence=beyond)
     env = EarlyExitEnv(trace=trace, observe=("entropy", "confidence"))
     assert env.observation_space.contains(env.reset(seed=0)[0])
 

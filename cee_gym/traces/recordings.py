@@ -10,12 +10,13 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from cee_gym.errors import TraceError
+from cee_gym.traces.header import FILE, read_header
 from cee_gym.traces.trace import Trace
 
 SPLITS = ("train", "calibration", "dev", "test")
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 # A trace stays open as long as someone uses it, so that a thousand environments share one.
-_opened: WeakValueDictionary[tuple[Path, int], Trace] = WeakValueDictionary()
+_opened: WeakValueDictionary[Path, Trace] = WeakValueDictionary()
 
 
 class MissingRecordingError(TraceError):
@@ -61,7 +62,7 @@ def shipped_backbone(id: str) -> Path | None:
 
 def recorded_splits(path: str | os.PathLike[str]) -> list[str]:
     """The splits of which a recording has a trace, in the order of `SPLITS`."""
-    return [split for split in SPLITS if (Path(path) / split / "header.json").is_file()]
+    return [split for split in SPLITS if (Path(path) / split / FILE).is_file()]
 
 
 def open_split(path: str | os.PathLike[str], split: str) -> Trace:
@@ -75,7 +76,7 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
         TraceError: if there is no such split, naming those there are, or its trace is damaged.
     """
     path = Path(path).expanduser()
-    if (path / "header.json").is_file():
+    if (path / FILE).is_file():
         trace = _open(path)
         if trace.header.split != split:
             raise TraceError(
@@ -95,8 +96,7 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
 
 def _open(path: Path) -> Trace:
     path = path.resolve()
-    key = (path, (path / "header.json").stat().st_mtime_ns)
-    trace = _opened.get(key)
-    if trace is None:
-        trace = _opened[key] = Trace.open(path)
+    trace = _opened.get(path)
+    if trace is None or trace.header != read_header(path):  # it may have been recorded anew
+        trace = _opened[path] = Trace.open(path)
     return trace

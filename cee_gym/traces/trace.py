@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import TraceError, first_line
-from cee_gym.traces.header import FILE, TraceHeader, fingerprint_of, read_header
+from cee_gym.traces.header import TraceHeader, fingerprint_of, read_header
 from cee_gym.traces.readout import MOST_LABELS_WITH_LOGITS, Readout, log_softmax
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,9 @@ class Trace:
         path = Path(path)
         header = read_header(path)
         if not header.arrays:
-            raise TraceError(f"the trace at {path} is damaged: {FILE} names no arrays")
+            raise TraceError(
+                f"the trace at {path} is unfinished: give the command that records it again"
+            )
         arrays: dict[str, Any] = {}
         for name, entry in header.arrays.items():
             file = path / f"{name}.npy"

@@ -17,6 +17,7 @@ from cee_gym.traces.readout import log_softmax
 from tests.made_traces import made_header, write_trace
 
 ARRAYS = ("states", "loss", "prediction", "confidence", "entropy", "labels", "row_ids", "logits")
+FILES = {"header.json", *(f"{name}.npy" for name in ARRAYS)}
 N, L, H, C = 12, 3, 4, 3
 LABELS = np.arange(N) % C
 HEADER = made_header(L, C)
@@ -138,7 +139,7 @@ def test_a_damaged_unfinished_recording_is_told_in_one_line(tmp_path: Path) -> N
     write_some(start(tmp_path / "trace"), [0])
     states = tmp_path / "trace.partial" / "states.npy"
     os.truncate(states, states.stat().st_size - 1)
-    with pytest.raises(TraceError, match=r"trace cannot be written") as caught:
+    with pytest.raises(TraceError, match=r"unfinished there \(trace\.partial\)") as caught:
         start(tmp_path / "trace")
     assert "\n" not in str(caught.value)
 
@@ -167,7 +168,9 @@ def test_a_killed_recording_leaves_no_trace_and_is_gone_on_with(tmp_path: Path) 
     np.testing.assert_array_equal(writer.publish().states, states_and_logits()[0])
 
 
-@pytest.mark.parametrize("step", ["rename", "unlink"])
+@pytest.mark.parametrize(
+    "step", ["pathlib.Path.rename", "pathlib.Path.unlink", "os.replace", "os.fsync"]
+)
 def test_a_recording_killed_while_it_is_published_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -178,24 +181,22 @@ def test_a_recording_killed_while_it_is_published_is_not_lost(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, step, kill)
+        patch.setattr(step, kill)
         with pytest.raises(KeyboardInterrupt):
             writer.publish()
-    if not (tmp_path / "trace").exists():
-        writer = start(tmp_path / "trace")
-        assert len(writer.missing) == 0
-        writer.publish()
-    trace = Trace.open(tmp_path / "trace")
+    assert not (tmp_path / "trace").exists()
+    writer = start(tmp_path / "trace")
+    assert len(writer.missing) == 0
+    trace = writer.publish()
     trace.verify()
     np.testing.assert_array_equal(trace.states, states_and_logits()[0])
+    assert {file.name for file in trace.path.iterdir()} == FILES
+    assert list(tmp_path.iterdir()) == [trace.path]
 
 
 def test_only_the_trace_itself_is_published(tmp_path: Path) -> None:
     write_trace(tmp_path / "trace")
-    assert {file.name for file in (tmp_path / "trace").iterdir()} == {
-        "header.json",
-        *(f"{name}.npy" for name in ARRAYS),
-    }
+    assert {file.name for file in (tmp_path / "trace").iterdir()} == FILES
     assert [file.name for file in tmp_path.iterdir()] == ["trace"]
 
 
@@ -300,6 +301,100 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
     with pytest.raises(TraceError, match="trace cannot be written") as caught:
         start(tmp_path / "file" / "trace")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [-1, C])
+def test_a_label_out_of_range_is_refused(tmp_path: Path, label: int) -> None:
+    with pytest.raises(TraceError, match=r"labels of .* must be 0 to 2"):
+        start(tmp_path / "trace", labels=np.full(N, label))
+    assert list(tmp_path.iterdir()) == []
+
+
+# What exits answer
+
+
+def test_a_readout_against_other_labels_is_refused(tmp_path: Path) -> None:
+    states, logits = states_and_logits()
+    readout = read_out(logits, np.roll(LABELS, 1)[:, None])
+    writer = start(tmp_path / "trace")
+    with pytest.raises(TraceError, match=r"compared with another label: row train/\d, layer"):
+        writer.write(np.arange(N), states, readout)
+    assert len(writer.missing) == N
+
+
+def test_a_readout_without_labels_is_refused(tmp_path: Path) -> None:
+    states, logits = states_and_logits()
+    with pytest.raises(TraceError, match=r"loss of .* must be \[12, 3\], got none"):
+        start(tmp_path / "trace").write(np.arange(N), states, read_out(logits))
+
+
+@pytest.mark.parametrize("prediction", [-1, C])
+def test_a_prediction_out_of_range_is_refused(tmp_path: Path, prediction: int) -> None:
+    states, logits = states_and_logits()
+    readout = read_out(logits, LABELS[:, None])
+    readout.prediction[4, 1] = prediction
+    with pytest.raises(TraceError, match="a prediction is not 0 to 2: row train/4, layer 2"):
+        start(tmp_path / "trace").write(np.arange(N), states, readout)
+
+
+def test_what_does_not_fit_the_rows_exits_and_classes_is_refused(tmp_path: Path) -> None:
+    """Numpy would write one exit's answers to all of them."""
+    states, logits = states_and_logits()
+    writer = start(tmp_path / "trace")
+    readout = read_out(logits, LABELS[:, None])
+    with pytest.raises(TraceError, match=r"states of .* must be \[12, 3, 4\], got \[12, 1, 4\]"):
+        writer.write(np.arange(N), states[:, :1], readout)
+    with pytest.raises(TraceError, match=r"must be \[12, 3\], got \[12, 1\]"):
+        writer.write(np.arange(N), states, read_out(logits[:, :1], LABELS[:, None]))
+    with pytest.raises(TraceError, match=r"logits of .* must be \[12, 3, 3\], got none"):
+        writer.write(np.arange(N), states, replace(readout, logits=None))
+    assert len(writer.missing) == N
+
+
+# Tokens
+
+
+def test_tokens_of_a_vocabulary_at_some_layers_are_recorded(tmp_path: Path) -> None:
+    vocabulary = 1000
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(N, 2, vocabulary)).astype(np.float32)
+    labels = rng.integers(vocabulary, size=N)
+    header = made_header(2, vocabulary, labels=None, depths=(8, 30), target="full_depth")
+    writer = start(
+        tmp_path / "trace",
+        header=header,
+        labels=labels,
+        sequence=np.repeat([0, 1, 2], 4),
+        position=np.tile(np.arange(4), 3),
+    )
+    readout = read_out(logits, labels[:, None])
+    writer.write(np.arange(N), np.ones((N, 2, H)), replace(readout, logits=None))
+    trace = writer.publish()
+    trace.verify()
+    assert trace.header.depths == (8, 30)
+    assert (trace.num_layers, trace.num_labels, trace.header.labels) == (2, vocabulary, None)
+    assert trace.logits is None
+    np.testing.assert_array_equal(trace.gap, readout.gap)
+    assert trace.sequence is not None
+    assert trace.position is not None
+    assert (trace.sequence.dtype, trace.position.dtype) == (np.int64, np.int32)
+    assert trace.sequence.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert trace.position.tolist() == [0, 1, 2, 3] * 3
+    agrees = logits.argmax(axis=2) == logits[:, -1:].argmax(axis=2)
+    np.testing.assert_array_equal(trace.correct, agrees)
+
+
+def test_a_recording_of_other_tokens_begins_anew(tmp_path: Path) -> None:
+    tokens = {"sequence": np.zeros(N, dtype=int), "position": np.arange(N)}
+    write_some(start(tmp_path / "trace", **tokens), [0, 1])
+    assert len(start(tmp_path / "trace", **tokens).missing) == N - 2
+    assert len(start(tmp_path / "trace", **tokens | {"position": np.arange(N) + 1}).missing) == N
+
+
+@pytest.mark.parametrize("name", ["sequence", "position"])
+def test_a_token_needs_both_its_text_and_its_place(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TraceError, match="tokens need both sequence and position"):
+        start(tmp_path / "trace", **{name: np.zeros(N, dtype=int)})
 
 
 # The fingerprint
