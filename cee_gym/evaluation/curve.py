@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
-from cee_gym.evaluation.metrics import score
+from cee_gym.metrics import score
 from cee_gym.returns import first_exit
 from cee_gym.traces.trace import Trace
 
