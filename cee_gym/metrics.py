@@ -2,11 +2,11 @@
 
 A metric of your own is one function:
 
->>> @register_metric("errors")
-... def errors(labels, predictions):
+>>> @register_metric("mistakes")
+... def mistakes(labels, predictions):
 ...     return float((labels != predictions).mean())
->>> score(["errors", "accuracy"], np.array([0, 1]), np.array([0, 0]))
-{'errors': 0.5, 'accuracy': 0.5}
+>>> score(["mistakes", "accuracy"], np.array([0, 1]), np.array([0, 0]))
+{'mistakes': 0.5, 'accuracy': 0.5}
 """
 
 from collections.abc import Callable, Sequence

@@ -82,7 +82,7 @@ def _table_rows(reader: Any, columns: list[str]) -> Iterator[Row]:
             continue
         if len(fields) != len(columns):
             row: dict[str, Any] | DataError = DataError(
-                f"the row has {len(fields)} fields, and the columns are {', '.join(columns)}"
+                f"the row has {len(fields)} instead of {len(columns)} fields ({', '.join(columns)})"
             )
         elif not _is_text(fields):
             row = DataError("the row is not valid UTF-8")
