@@ -1,6 +1,7 @@
 """The command line end to end, and one clear line with exit code 2 for what is wrong."""
 
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -110,6 +111,39 @@ def test_a_build_beside_a_shipped_recording_says_how_to_open_it(data, capsys) ->
     main(["build", CLAUSES, "--data", str(data), "--output", "mine"])
     assert f"gym.make('{CLAUSES}', trace='mine')" in capsys.readouterr().out
     assert gym.make(CLAUSES, trace="mine", split="dev").unwrapped.num_instances == 60
+
+
+def test_a_benchmark_of_ones_own_is_found_by_its_module_in_other_processes(data, own_home) -> None:
+    Path("mine.py").write_text(
+        "from cee_gym.envs import register_benchmark\n"
+        "from cee_gym.tasks import Task, register_task\n"
+        "task = Task('polite', ('rude', 'polite'), 'text', metrics=('macro_f1',))\n"
+        "register_task(task)\n"
+        "register_benchmark('EarlyExit-Polite', 'polite')\n"
+    )
+    backbone = Path(cee_gym.__file__).parent / "shipped" / CLAUSES / "backbone"
+    text = ("--backbone", str(backbone), "--data", str(data))
+    out = installed("build", "mine:EarlyExit-Polite", *text)
+    assert "gym.make('mine:EarlyExit-Polite')" in out
+    recorded = own_home / "EarlyExit-Polite"
+    for file in ("recording.json", "train/header.json"):
+        assert json.loads((recorded / file).read_text())["task"] == "mine:polite"
+    few = ("--total-timesteps", "500", "--output")
+    out = installed("train", "EarlyExit", "--trace", str(recorded), *few, "runs/by-trace")
+    assert "macro_f1" in out
+    assert "macro_f1" in installed("train", "mine:EarlyExit-Polite", *few, "runs/by-id")
+
+
+def installed(*args: str) -> str:
+    """What the installed program, which does not look for modules here by itself, prints."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "cee_gym", *args],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_ctrl_c_leaves_a_build_that_goes_on(data, own_home, monkeypatch, capsys) -> None:

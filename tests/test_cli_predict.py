@@ -9,9 +9,10 @@ import pytest
 
 from cee_gym.agents import Confidence
 from cee_gym.cli import main
-from cee_gym.cli.predict import _label
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitPipeline
+from cee_gym.registry import Registry
+from cee_gym.tasks import Task, base, register_task
 from tests.made_traces import write_trace
 
 
@@ -55,16 +56,16 @@ def assert_as(found: list[dict], expected: list[dict]) -> None:
 
 def test_jsonl_to_a_new_file(saved, capsys) -> None:
     texts = ["the cat sat on the mat", "a dog", "it is not very good", "a tree"] * 300
-    rows = [{"id": number, "text": text, "label": 1} for number, text in enumerate(texts)]
+    rows = [{"id": number, "text": text, "label": number % 2} for number, text in enumerate(texts)]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines, err = predict(capsys, "--input", "in.jsonl", "--output", "out.jsonl")
     assert not lines
     written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in written] == list(range(1200))
-    assert {line["given_label"] for line in written} == {"good"}
+    assert [line["given_label"] for line in written] == ["bad", "good"] * 600
     expected = saved(texts[:4]) * 300
     assert_as(written, expected)
-    right = sum(one["label"] == "good" for one in expected) / 1200
+    right = sum(line["label"] == line["given_label"] for line in written) / 1200
     mean = sum(one["exit_layer"] for one in expected) / 1200
     assert f"1200 texts, mean exit layer {mean:.2f} of 3" in err
     assert f"accuracy {right:.3f} on 1200 with a label" in err
@@ -104,13 +105,11 @@ def test_each_bad_line_says_why_and_the_others_go_on(saved, capsys, monkeypatch)
         b'{"text": "a cat"': "the line is not JSON",
         b'{"text": "a cat", "x": NaN}': "the line is not JSON",
         b"[" * 100_000: "the line is not JSON",
-        b"": "the line is not JSON",
         b'"the cat"': "not a JSON object",
         b'{"txt": "a cat"}': "no field 'text': did you mean txt?",
         b'{"text": 3}': "text is not a text but 3",
-        b'{"text": "a cat", "label": "god"}': "unknown label 'god': did you mean good?",
-        b'{"text": "a cat", "label": 2}': "unknown label 2",
-        b'{"text": "a cat", "label": true}': "unknown label True",
+        b'{"text": "a cat", "label": "god"}': "label 'god' is none of the model's: bad, good",
+        b'{"text": "a cat", "label": [1]}': "label [1] is none of the model's: bad, good",
         b'{"id": 9, "text": "' + b"cat " * 50 + b'"}': "the text has 52 tokens",
     }
     given = b"\n".join(line for one in bad for line in (good, one)) + b"\n" + good
@@ -143,21 +142,105 @@ def test_each_bad_row_of_a_table_too(saved, capsys) -> None:
     # The csv module passes over empty lines.
     assert_as([lines[0], lines[-1]], saved(["the cat sat", "a dog"]))
     assert [line["error"] for line in lines[1:-1]] == [
-        "the row has too many fields",
-        "the row has too few fields",
+        "the row has 3 instead of 2 fields (text, label)",
+        "the row has 1 instead of 2 fields (text, label)",
         "the row is not valid UTF-8",
-        "not CSV (field larger than field limit (131072))",
+        "the row is not a table's (field larger than field limit (131072))",
         "text is empty",
     ]
 
 
 def test_a_text_without_a_label_has_none(saved, capsys) -> None:
-    rows = [{"text": "a cat", "label": label} for label in (-1, "-1", None, "", 1)]
+    rows = [{"text": "a cat", "label": label} for label in (-1, "-1", None, "", 1, 0)]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines, err = predict(capsys, "--input", "in.jsonl")
-    assert [line.get("given_label") for line in lines] == [None, None, None, None, "good"]
-    assert "on 1 with a label" in err
-    assert _label(-1, ["-1", "1"]) == "-1"
+    assert [line.get("given_label") for line in lines] == [
+        *(None, None, None, None),
+        *("good", "bad"),
+    ]
+    assert "on 2 with a label" in err
+
+
+# Labels are read in one way, as in training
+
+
+def given(capsys, labels: list, code: int = 0) -> list:
+    """The classes that predict reads from labels in a file."""
+    rows = [{"text": "a cat", "label": label} for label in labels]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        line.get("given_label") for line in predict(capsys, "--input", "in.jsonl", code=code)[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["bad", "good"], ["bad", "good"]),
+        ([0, 1.0, "1", "1.0", "0"], ["bad", "good", "good", "good", "bad"]),
+        ([1, 2, "2.0", -1], ["bad", "good", "good", None]),
+        ([True, False, "true"], ["good", "bad", "good"]),
+    ],
+)
+def test_labels_of_a_file_are_read_by_all_of_them(saved, capsys, labels, classes) -> None:
+    assert given(capsys, labels) == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ([1, 1], "in.jsonl, line 1: label 1 is 'good' if read as a class number from 0 on, 'bad'"),
+        ([0, 2], "label 0 is a class number from 0 on, and in.jsonl, line 2: label 2 is not"),
+        ([0, "good"], "and in.jsonl, line 2: label 'good' is not: write all labels"),
+        ([0, 7], "in.jsonl, line 2: label 7 is out of range: the model has the classes 0 to 1 or"),
+        ([0, 0.5], "line 2: label 0.5 is not a class number"),
+    ],
+)
+def test_labels_that_do_not_fit_one_way_are_refused_before_anything_runs(
+    saved, capsys, labels, why
+) -> None:
+    rows = [{"text": "a cat", "label": label} for label in labels]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert why in refused(capsys, "--input", "in.jsonl", "--output", "out")
+    assert not Path("out").exists()
+
+
+def test_a_word_that_is_no_class_costs_its_row_only(saved, capsys) -> None:
+    assert given(capsys, [0, "ugly", 1], code=2) == ["bad", None, "good"]
+
+
+def test_a_model_of_a_task_numbers_its_classes_as_the_task_does(saved, capsys, monkeypatch) -> None:
+    task = Task("films", labels=("bad", "good"), text="text", first_number=1)
+    monkeypatch.setattr(base, "_TASKS", Registry("task"))
+    register_task(task)
+    saved.model.config.task = "films"
+    saved.save_pretrained("model")
+    assert given(capsys, [1, 1]) == ["bad", "bad"]
+
+
+def test_a_number_in_the_standard_input_is_refused(saved, capsys, monkeypatch) -> None:
+    rows = [{"text": "a cat", "label": label} for label in ("good", 1, "1.0", -1, True)]
+    Path("in").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Path("in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        lines, err = predict(capsys, code=2)
+    assert [line.get("given_label") for line in lines] == ["good", None, None, None, "good"]
+    assert lines[1]["error"].startswith("label 1 is a number, and which class it stands for")
+    assert lines[2]["error"].endswith("which a stream does not show: give class names, or a file")
+    assert "error" not in lines[3]
+    assert "on 2 with a label" in err
+
+
+def test_blank_lines_are_passed_over(saved, capsys) -> None:
+    Path("in.jsonl").write_text('\n{"text": "a cat"}\n\n{"text": ""}\n')
+    lines, _ = predict(capsys, "--input", "in.jsonl", code=2)
+    assert_as(lines[:1], saved(["a cat"]))
+    assert lines[1:] == [{"line": 4, "error": "text is empty"}]
+
+
+def test_a_column_that_is_there_twice_is_refused(saved, capsys) -> None:
+    Path("in.csv").write_text("text,label,label\na cat,good,bad\n")
+    assert "in.csv has two columns 'label'" in refused(capsys, "--input", "in.csv")
 
 
 def test_a_directory_that_is_not_there_is_made(saved, capsys) -> None:

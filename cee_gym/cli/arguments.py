@@ -9,6 +9,7 @@ import tyro
 
 from cee_gym.agents.registry import agent_names
 from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.registry import import_user_module
 
 if TYPE_CHECKING:
     from cee_gym.policies.speeds import Speed
@@ -57,20 +58,16 @@ class SpeedArguments:
 
 
 def benchmark(given: str) -> tuple[str, str]:
-    """The id and the name of its task; `MODULE:ID` first imports the module that registers it."""
-    from importlib import import_module
-
+    """The id and the full name of its task; `MODULE:ID` imports the module that registers it."""
     from cee_gym.envs.registration import BENCHMARKS
+    from cee_gym.tasks import get_task
 
     module, _, id = given.rpartition(":")
     if module:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise CeeGymError(f"{module} cannot be imported: {error}") from error
+        import_user_module(module)
     if id not in BENCHMARKS:
         raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, list(BENCHMARKS))}")
-    return id, BENCHMARKS[id]
+    return id, get_task(BENCHMARKS[id]).full_name
 
 
 def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str, str]:
@@ -102,17 +99,21 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
 
 
 def task_named(name: str) -> "Task":
-    """The task of this name."""
+    """The task of this name; `MODULE:NAME` imports the module that registers it."""
     from cee_gym.tasks import get_task
 
     return get_task(name)
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """Those of a task; accuracy where a recording is of one that is not known here."""
+    """The metrics of a task; accuracy for the recording of a task that was never registered.
+
+    Raises:
+        CeeGymError: if the task is `MODULE:NAME` and the module cannot be imported.
+    """
     from cee_gym.tasks import get_task, task_names
 
-    return get_task(task).metrics if task in task_names() else ("accuracy",)
+    return get_task(task).metrics if ":" in task or task in task_names() else ("accuracy",)
 
 
 def hyperparameters(

@@ -57,7 +57,7 @@ class Build:
             raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")
         backbone = self.backbone or shipped_backbone(id)
         if backbone is None:
-            raise CeeGymError(f"{id} needs a backbone: {build_command(id)}")
+            raise CeeGymError(f"{id} needs a backbone: {build_command(self.id)}")
         setup = Setup.load(task_named(task_name), str(backbone), self.data, self.record)
         work = target.with_name(f"{target.name}.build")
         _check_same(
@@ -75,9 +75,10 @@ class Build:
             leftover.unlink()
         work.rmdir()
         if self.output is not None or find_recording(id).absolute() != target:
-            print(f"recorded. To open it: gym.make('{id}', trace='{self.output or target}')")
+            given = f"'{self.id}', trace='{self.output or target}'"
         else:
-            print(f"recorded. To open it: gym.make('{id}')")
+            given = f"'{self.id}'"
+        print(f"recorded. To open it: gym.make({given})")
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:

@@ -1,11 +1,10 @@
 """`cee-gym predict`: classify the texts of a file."""
 
-import csv
 import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +13,18 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
-from cee_gym.errors import CeeGymError, did_you_mean, first_line
+from cee_gym.errors import CeeGymError, DataError, did_you_mean
+from cee_gym.tasks import get_task, task_names
+from cee_gym.tasks.labels import LabelColumn
+from cee_gym.tasks.rows import Row, read_jsonl, read_table, without_mark
 
 if TYPE_CHECKING:
+    from cee_gym.exits import MultiExitModel
     from cee_gym.inference.pipeline import EarlyExitPipeline, Result, Text
 
 Format = Literal["jsonl", "csv", "text"]
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
 _STANDARD = Path("-")
-# A line's number, and what stands there or why it cannot be read.
-_Row = tuple[int, dict[str, Any] | CeeGymError]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Predict:
     One line per text, in order: label, score and exit_layer, the id of the input where it has one,
     and its label, where it has one, as given_label. A text that cannot be classified gives the
     number of its line and an error; the others go on, and the exit code is 2.
+
+    Labels are read as training reads them: class names or class numbers, but all in one way. A file
+    is read once before for that. From the standard input labels are class names.
 
     What was stopped goes on by the same command with --resume: the complete lines of the output are
     kept, and the texts after them are classified.
@@ -83,6 +87,7 @@ class Predict:
                 **vars(self.speed),
                 batch_size=self.batch_size,
             )
+            read_label = self._label_reader(pipeline.model)
             tally = _Tally(pipeline.model.num_layers)
             sink: IO[str] = sys.stdout
             if self.to_file:
@@ -92,7 +97,7 @@ class Predict:
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
             try:
-                for line in self._results(pipeline, rows):
+                for line in self._results(pipeline, rows, read_label):
                     tally.count(line)
                     sink.write(json.dumps(line) + "\n")
                 sink.flush()
@@ -115,7 +120,7 @@ class Predict:
     def _shows_results(self) -> bool:
         return not self.to_file and sys.stdout.isatty()
 
-    def _pass_over(self, rows: Iterator[_Row], tally: "_Tally") -> None:
+    def _pass_over(self, rows: Iterator[Row], tally: "_Tally") -> None:
         """Counts the lines of the output and passes over their rows; cuts an unfinished one."""
         end = 0
         with self.output.open("r+b") as written:
@@ -146,45 +151,78 @@ class Predict:
         except FileNotFoundError:
             raise CeeGymError(f"there is no file {self.input}") from None
 
-    def _rows(self, lines: Iterator[bytes]) -> Iterator[_Row]:
-        """The rows of the input; refuses a table without the columns asked for."""
+    def _format(self) -> Format:
         format = self.format or ("jsonl" if self.input == _STANDARD else None)
         format = format or _FORMATS.get(self.input.suffix.lower())
-        if format == "jsonl":
-            return _read_jsonl(lines)
-        if format == "text":
-            return _read_text(lines, self.text_column)
         if format is None:
             raise CeeGymError(f"what is in {self.input}? Give --format jsonl, csv or text")
-        # So that a field with a broken character costs its row only, and not all that follow.
-        decoded = (line.decode("utf-8", "surrogateescape") for line in lines)
-        reader = csv.DictReader(decoded)
-        columns = list(reader.fieldnames or [])
+        return format
+
+    def _rows(self, lines: Iterable[bytes]) -> Iterator[Row]:
+        """The rows of the input; refuses a table without the columns asked for."""
+        format = self._format()
+        if format == "jsonl":
+            return read_jsonl(lines)
+        if format == "text":
+            return _read_text(lines, self.text_column)
+        try:
+            columns, rows = read_table(lines)
+        except DataError as error:
+            raise CeeGymError(f"{self.input} cannot be read as csv: {error}") from None
         for column in filter(None, (self.text_column, self.pair_column)):
             if column not in columns:
                 raise CeeGymError(
                     f"{self.input} has no column {column!r}: {did_you_mean(column, columns)}"
                 )
-        return _read_csv(reader)
+        for column in filter(None, (self.text_column, self.pair_column, "label")):
+            if columns.count(column) > 1:
+                raise CeeGymError(f"{self.input} has two columns {column!r}: take one out")
+        return rows
+
+    def _label_reader(self, model: "MultiExitModel") -> Callable[[Any], str | None]:
+        """From a label to the name of its class, or None where it stands for no label.
+
+        Raises:
+            DataError: if the labels of the file cannot all be read in one way.
+        """
+        names = model.labels
+        first_numbers: tuple[int, ...] = (0, 1)
+        if model.config.task in task_names():
+            task = get_task(model.config.task)
+            if list(task.labels) == names:
+                first_numbers = (task.first_number,)
+        column = LabelColumn(names, first_numbers, "the model")
+        read: Callable[[Any], int] = column.read_alone
+        if self._format() != "text" and self.input.is_file():
+            with self.input.open("rb") as source:
+                for line, row in self._rows(source):
+                    label = None if isinstance(row, DataError) else row.get("label")
+                    # What is no class and no number is a mistake in its own row only.
+                    if not column.is_none(label) and column.may_be_class(label):
+                        column.add(label, f"{self.input}, line {line}")
+            read = column.reader()
+        return lambda label: None if column.is_none(label) else names[read(label)]
 
     def _results(
-        self, pipeline: "EarlyExitPipeline", rows: Iterable[_Row]
+        self,
+        pipeline: "EarlyExitPipeline",
+        rows: Iterable[Row],
+        read_label: Callable[[Any], str | None],
     ) -> Iterator[dict[str, Any]]:
         """What to write for each row."""
         running: deque[tuple[int, dict[str, Any]]] = deque()  # read, and not classified yet
-        labels = pipeline.model.labels
 
         def texts() -> "Iterator[Text | CeeGymError]":
             for number, row in rows:
                 kept: dict[str, Any] = {}
                 text: Text | CeeGymError
                 try:
-                    if isinstance(row, CeeGymError):
+                    if isinstance(row, DataError):
                         raise row
                     if row.get("id") is not None:
                         kept["id"] = row["id"]
                     text = self._text(row)
-                    if (label := _label(row.get("label"), labels)) is not None:
+                    if (label := read_label(row.get("label"))) is not None:
                         kept["given_label"] = label
                 except CeeGymError as error:
                     text = error
@@ -241,67 +279,19 @@ class _Tally:
 
 
 def _lines(source: IO[bytes], quiet: bool) -> Iterator[bytes]:
-    """The lines of a file, without a byte order mark; shows progress on a terminal."""
+    """The lines of a file; shows progress on a terminal."""
     from tqdm import tqdm
 
     size = os.fstat(source.fileno()).st_size or None
     with tqdm(total=size, unit="B", unit_scale=True, disable=quiet or None) as progress:
-        for number, line in enumerate(source):
-            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+        for line in source:
+            yield line
             progress.update(len(line))
 
 
-def _read_jsonl(lines: Iterator[bytes]) -> Iterator[_Row]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line.decode(), parse_constant=_no_json)
-        except UnicodeDecodeError:
-            yield number, CeeGymError("the line is not valid UTF-8")
-        except (ValueError, RecursionError) as error:
-            yield number, CeeGymError(f"the line is not JSON ({first_line(error)})")
-        else:
-            yield number, row if isinstance(row, dict) else CeeGymError("not a JSON object")
-
-
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _read_text(lines: Iterator[bytes], column: str) -> Iterator[_Row]:
-    for number, line in enumerate(lines, start=1):
+def _read_text(lines: Iterable[bytes], column: str) -> Iterator[Row]:
+    for number, line in enumerate(without_mark(lines), start=1):
         try:
             yield number, {column: line.decode().rstrip("\r\n")}
         except UnicodeDecodeError:
-            yield number, CeeGymError("the line is not valid UTF-8")
-
-
-def _read_csv(reader: "csv.DictReader[str]") -> Iterator[_Row]:
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, CeeGymError(f"not CSV ({error})")
-            continue
-        if None in row or None in row.values():
-            count = "many" if None in row else "few"
-            yield reader.line_num, CeeGymError(f"the row has too {count} fields")
-        elif any("\udc80" <= char <= "\udcff" for value in row.values() for char in value):
-            yield reader.line_num, CeeGymError("the row is not valid UTF-8")
-        else:
-            yield reader.line_num, row
-
-
-def _label(given: Any, labels: list[str]) -> str | None:
-    """The name of a class, given its name or its number; None where there is no label."""
-    if given in (None, ""):
-        return None
-    if str(given) in labels:
-        return str(given)
-    if given in (-1, "-1"):  # as data sets on the hub have it where labels are kept back
-        return None
-    numbers = {str(number): label for number, label in enumerate(labels)}
-    if str(given) not in numbers:
-        raise CeeGymError(f"unknown label {given!r}: {did_you_mean(str(given), labels)}")
-    return numbers[str(given)]
+            yield number, DataError("the line is not valid UTF-8")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
-from cee_gym.evaluation.metrics import score
+from cee_gym.metrics import score
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import AT_ONCE, NEVER
 from cee_gym.problem import Problem

@@ -1,10 +1,13 @@
 """What a task is, and the registry of the known ones."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cee_gym.errors import DataError, did_you_mean
+from cee_gym.errors import CeeGymError, DataError
+from cee_gym.metrics import METRICS, check_metrics
+from cee_gym.registry import Registry
 
 Columns = Mapping[str, list[Any]]
 
@@ -18,9 +21,9 @@ class Task:
         labels: the class names; their positions are the class numbers.
         text: the column with the text.
         pair: the column with the second text, if there is one.
-        label: the column with the class, as a name or a number.
-        metrics: what is reported, the leading one first: `accuracy`, `f1` (of class 1) or
-            `matthews`.
+        label: the column with the class; `cee_gym.tasks.labels` says how it is read.
+        first_number: the number of the first class in files that number the classes.
+        metrics: what is reported, the leading one first; names of `cee_gym.metrics`.
         hub: dataset name and configuration on the Hugging Face hub, or None where it is not there.
         dev_split: the hub's and the files' name of the dev split, where it is neither dev nor
             validation.
@@ -28,6 +31,10 @@ class Task:
         header: the columns of tsv files that have no header line.
         quoted: whether quotation marks in tsv files enclose fields (GLUE's do not).
         built_in: makes the splits instead of loading them.
+
+    Raises:
+        DataError: if there are not at least two different class names, or a metric is unknown or
+            not defined for so many classes.
     """
 
     name: str
@@ -35,6 +42,7 @@ class Task:
     text: str
     pair: str | None = None
     label: str = "label"
+    first_number: int = 0
     metrics: tuple[str, ...] = ("accuracy",)
     hub: tuple[str, str | None] | None = None
     dev_split: str | None = None
@@ -49,27 +57,44 @@ class Task:
                 f"task {self.name!r} needs at least two different labels, got {list(self.labels)}: "
                 "regression is not supported"
             )
-        if unknown := set(self.metrics) - {"accuracy", "f1", "matthews"}:
-            raise DataError(f"task {self.name!r}: unknown metric {', '.join(sorted(unknown))}")
+        try:
+            check_metrics(self.metrics, len(self.labels))
+        except CeeGymError as error:
+            raise DataError(f"task {self.name!r}: {error}") from None
+        # By which a process that has not imported the metric's module finds it.
+        object.__setattr__(self, "metrics", tuple(map(METRICS.full_name, self.metrics)))
+
+    @property
+    def full_name(self) -> str:
+        """The name by which any process finds the task: `MODULE:NAME` for one of your own."""
+        return _TASKS.full_name(self.name)
 
 
-_TASKS: dict[str, Task] = {}
+_TASKS: Registry[Task] = Registry("task")
 
 
-def register(task: Task) -> None:
-    """Makes a task known by its name; a second one of the same name replaces the first."""
-    _TASKS[task.name] = task
+def register_task(task: Task) -> Task:
+    """Makes a task known by its name, and the calling module as the one that defines it.
+
+    A second task of the same name from the same module replaces the first.
+
+    Returns:
+        The task itself.
+
+    Raises:
+        CeeGymError: if the name is taken by another module.
+    """
+    _TASKS.add(task.name, task, sys._getframe(1).f_globals.get("__name__", "__main__"))
+    return task
 
 
 def get_task(name: str) -> Task:
-    """The task of this name.
+    """The task of this name; `MODULE:NAME` imports the module that registers it.
 
     Raises:
-        DataError: if there is none; names the nearest ones.
+        CeeGymError: if there is none, naming the nearest ones, or the module cannot be imported.
     """
-    if name not in _TASKS:
-        raise DataError(f"unknown task {name!r}: {did_you_mean(name, task_names())}")
-    return _TASKS[name]
+    return _TASKS.get(name)
 
 
 def task_names() -> list[str]:

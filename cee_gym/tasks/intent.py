@@ -29,7 +29,7 @@ TASKS = (
         ),
         text="text",
     ),
-    # Question titles of 20 tags (Xu et al. 2015).
+    # Question titles of 20 tags (Xu et al. 2015), whose files number the tags from 1.
     Task(
         "stackoverflow",
         labels=(
@@ -55,6 +55,7 @@ TASKS = (
             "magento",
         ),
         text="text",
+        first_number=1,
         other_names={"title": "text"},
     ),
 )

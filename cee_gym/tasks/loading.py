@@ -2,26 +2,38 @@
 
 Every split is a `datasets.Dataset` with the columns `row_id` (str, `"SPLIT/ROW"`), `text` (str),
 `pair` (str, where the task has one) and `label` (int, the class number).
+
+Nothing is guessed and no row is left out. Of a file only the columns that the task needs are used,
+but each row of a table must have as many fields as there are columns. A few rows of GLUE's own
+`QQP/train.tsv` have fewer: take them out, or take QQP from the hub. Files are read anew each time,
+so that a file that changed gives its new text whatever its time says.
 """
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cee_gym.errors import DataError, first_line
 from cee_gym.tasks.base import Task
+from cee_gym.tasks.labels import LabelColumn
+from cee_gym.tasks.rows import Row, read_jsonl, read_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SPLITS = ("train", "dev", "test")
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
-# What datasets says of a csv and of a parquet file that have columns and no rows.
-_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
-def load_splits(task: Task, data: str | None = None) -> dict[str, Dataset]:
+class _Split(NamedTuple):
+    """What is read of a split: where from, and each of the task's columns."""
+
+    where: str
+    columns: dict[str, list[Any]]
+
+
+def load_splits(task: Task, data: str | None = None) -> dict[str, "Dataset"]:
     """Loads `train`, `dev` and, where it has labels, `test`.
 
     Args:
@@ -33,31 +45,55 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, Dataset]:
     Raises:
         DataError: if the data cannot be reached, or does not fit the task.
     """
-    directory = None if data is None else Path(data).expanduser()
+    from datasets import Dataset
+
+    path = None if data is None else Path(data).expanduser()
+    splits: dict[str, _Split | None]
     if data is None and task.built_in is not None:
-        raw = {split: Dataset.from_dict(dict(rows)) for split, rows in task.built_in().items()}
         where = f"built-in task {task.name}"
-    elif directory is not None and directory.is_dir():
-        raw, where = dict(_read_directory(task, directory)), str(data)
-    elif directory is not None and data and (directory.exists() or data[0] in "./~"):
+        splits = {
+            split: _split(task, split, f"{where}, {split}", list(made), made.__getitem__)
+            for split, made in task.built_in().items()
+        }
+    elif path is not None and path.is_dir():
+        where, splits = str(data), _read_directory(task, path)
+    elif path is not None and path.is_file():
+        raise DataError(
+            f"--data {data} is a file: give the directory that it is in, with the files train, dev "
+            "(or validation) and optionally test"
+        )
+    elif data and data[0] in "./~":
         raise DataError(f"--data {data}: there is no such directory")
     else:
-        raw, where = _read_hub(task, data)
+        where, splits = _read_hub(task, data)
     for split in ("train", "dev"):
-        if split not in raw:
+        if split not in splits:
             raise DataError(
                 f"{where} has no {split} split: a data directory holds train, dev (or validation) "
                 f"and optionally test, as {', '.join(FORMATS)}"
             )
-    splits = {}
-    for split, dataset in raw.items():
-        normal = _normalise(task, dataset, split, where)
-        if normal is not None:
-            splits[split] = normal
-    return splits
+    labels = LabelColumn(task.labels, (task.first_number,), task.name)
+    labelled = {split: read for split, read in splits.items() if read is not None}
+    if "test" in labelled and all(map(labels.is_none, labelled["test"].columns[task.label])):
+        del labelled["test"]
+    for read in labelled.values():
+        for row, label in enumerate(read.columns[task.label]):
+            labels.add(label, f"{read.where}, row {row}")
+    class_of = labels.reader()
+    loaded = {}
+    for split, (place, columns) in labelled.items():
+        loaded[split] = {
+            "row_id": [f"{split}/{row}" for row in range(len(columns[task.label]))],
+            "text": _texts(columns[task.text], f"{place}, column {task.text}"),
+            "label": [class_of(label) for label in columns[task.label]],
+        }
+        if task.pair:
+            loaded[split]["pair"] = _texts(columns[task.pair], f"{place}, column {task.pair}")
+    return {split: Dataset.from_dict(columns) for split, columns in loaded.items()}
 
 
-def _read_directory(task: Task, directory: Path) -> Iterator[tuple[str, Dataset]]:
+def _read_directory(task: Task, directory: Path) -> dict[str, _Split | None]:
+    splits: dict[str, _Split | None] = {}
     for split in SPLITS:
         stems = [split]
         if split == "dev":
@@ -69,49 +105,90 @@ def _read_directory(task: Task, directory: Path) -> Iterator[tuple[str, Dataset]
         if len(found) > 1:
             raise DataError(f"{directory} has more than one {split} split: {found[0]}, {found[1]}")
         if found:
-            yield split, _read_file(task, found[0])
+            splits[split] = _read_file(task, split, found[0])
+    return splits
 
 
-def _read_file(task: Task, file: Path) -> Dataset:
-    options: dict[str, Any] = {}
-    if file.suffix in (".tsv", ".csv"):
-        # As text, for a parser that guesses types makes 7 of the text 007.
-        columns = (task.text, task.pair, task.label, *task.other_names)
-        options = {
-            "encoding": "utf-8-sig",
-            "keep_default_na": False,
-            "na_filter": False,
-            "converters": {column: str for column in columns if column},
-        }
-    if file.suffix == ".tsv":
-        options["sep"] = "\t"
-        if not task.quoted:
-            options["quoting"] = csv.QUOTE_NONE
-        if task.header and not _has_header(task, file):
-            options["column_names"] = list(task.header)
-    reader = {
-        ".tsv": Dataset.from_csv,
-        ".csv": Dataset.from_csv,
-        ".jsonl": Dataset.from_json,
-        ".parquet": Dataset.from_parquet,
-    }[file.suffix]
+def _read_file(task: Task, split: str, file: Path) -> _Split | None:
+    kind = file.suffix[1:]
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty")
+    if kind == "parquet":
+        return _read_parquet(task, split, file)
+    with file.open("rb") as lines:
+        try:
+            if kind == "jsonl":
+                names, rows = _whole(task, read_jsonl(lines))
+            else:
+                names, table = read_table(
+                    lines,
+                    separator="\t" if kind == "tsv" else ",",
+                    quoted=task.quoted or kind == "csv",
+                    columns=_unnamed_columns(task, file),
+                )
+                _, rows = _whole(task, table)
+        except DataError as error:
+            raise DataError(f"{file} cannot be read as {kind}: {error}") from None
+    if not rows:
+        raise DataError(f"{file} has no rows: the split is empty")
+    return _split(task, split, str(file), names, lambda name: [row.get(name) for row in rows])
+
+
+def _whole(task: Task, rows: Iterable[Row]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns of a file, and its rows with what the task may need of them.
+
+    Raises:
+        DataError: if a row cannot be read; names the first.
+    """
+    needed = {task.text, task.pair, task.label, *task.other_names}
+    names: dict[str, None] = {}
+    good, bad = [], []
+    for number, (line, row) in enumerate(rows):
+        if isinstance(row, DataError):
+            bad.append(f"row {number} (line {line}): {row}")
+        else:
+            names.update(dict.fromkeys(row))
+            good.append({name: value for name, value in row.items() if name in needed})
+    if bad:
+        others = f"; so are {len(bad) - 1} more rows" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0]}{others}")
+    return list(names), good
+
+
+def _unnamed_columns(task: Task, file: Path) -> Sequence[str] | None:
+    """The columns of a tsv file that has no header line."""
+    if file.suffix != ".tsv" or task.header is None:
+        return None
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        named = task.text in lines.readline().rstrip("\n").split("\t")
+    return None if named else task.header
+
+
+def _read_parquet(task: Task, split: str, file: Path) -> _Split | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
     try:
-        return reader(str(file), **options)
-    except Exception as error:  # datasets wraps every parser's own kind of error in its own
-        reason = first_line(error.__cause__ or error)
-        if any(sign in reason for sign in _NO_ROWS):
-            raise DataError(f"{file} has no rows: the split is empty") from error
-        raise DataError(f"{file} cannot be read as {file.suffix[1:]}: {reason}") from error
+        schema = pq.read_schema(file)
+        features = Features.from_arrow_schema(schema)
+        return _split(
+            task,
+            split,
+            str(file),
+            schema.names,
+            lambda name: _named(
+                pq.read_table(file, columns=[name]).column(name).to_pylist(), features[name]
+            ),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read as parquet: {first_line(error)}") from None
 
 
-def _has_header(task: Task, file: Path) -> bool:
-    with file.open(encoding="utf-8-sig") as lines:
-        return task.text in lines.readline().rstrip("\n").split("\t")
+def _read_hub(task: Task, data: str | None) -> tuple[str, dict[str, _Split | None]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
 
-
-def _read_hub(task: Task, data: str | None) -> tuple[dict[str, Dataset], str]:
     source = (data, None) if data else task.hub
     ways_out = (
         "give --data DIR with train and dev files, or run this where the hub can be reached, or "
@@ -122,79 +199,76 @@ def _read_hub(task: Task, data: str | None) -> tuple[dict[str, Dataset], str]:
         raise DataError(f"task {task.name} has no official hub name: {ways_out}")
     where = f"the hub's {'/'.join(filter(None, source))}"
     try:
-        splits = load_dataset(*source)
+        found = load_dataset(*source)
     except (ConnectionError, OSError, DatasetNotFoundError, ValueError) as error:
         raise DataError(f"{where} cannot be loaded ({first_line(error)}): {ways_out}") from error
-    names = {"train": ["train"], "test": ["test"], "dev": ["validation", "dev"]}
+    names = {"train": ["train"], "dev": ["validation", "dev"], "test": ["test"]}
     if task.dev_split:
         names["dev"].insert(0, task.dev_split)
-    found = {
-        split: next((splits[name] for name in spelt if name in splits), None)
-        for split, spelt in names.items()
-    }
-    return {split: rows for split, rows in found.items() if rows is not None}, where
+    splits: dict[str, _Split | None] = {}
+    for split, spelt in names.items():
+        rows = next((found[name] for name in spelt if name in found), None)
+        if rows is not None:
+            column = partial(_hub_column, rows)
+            splits[split] = _split(task, split, f"{where}, {split}", rows.column_names, column)
+    return where, splits
 
 
-def _normalise(task: Task, dataset: Dataset, split: str, where: str) -> Dataset | None:
-    """One split in the common form, or None for a test split whose labels are hidden."""
-    where = f"{where}, {split}"
-    for theirs, ours in task.other_names.items():
-        if theirs in dataset.column_names and ours not in dataset.column_names:
-            dataset = dataset.rename_column(theirs, ours)
+def _hub_column(rows: "Dataset", name: str) -> list[Any]:
+    return _named(list(rows[name]), rows.features[name])
+
+
+def _named(labels: list[Any], feature: Any) -> list[Any]:
+    """The names, where labels are numbers in the source's own order of its classes."""
+    from datasets import ClassLabel
+
+    if not isinstance(feature, ClassLabel):
+        return labels
+    names = dict(enumerate(feature.names))
+    return [names.get(label, label) for label in labels]
+
+
+def _split(
+    task: Task,
+    split: str,
+    where: str,
+    names: Sequence[str],
+    column: Callable[[str], list[Any]],
+) -> _Split | None:
+    """The columns of a split that the task needs; None for a test split that has no labels.
+
+    Args:
+        task: whose columns.
+        split: train, dev or test.
+        where: it stands, for messages.
+        names: the columns that there are.
+        column: reads one by its name.
+    """
+    theirs = {own: name for name, own in task.other_names.items() if name in names}
     wanted = [task.text, *([task.pair] if task.pair else []), task.label]
-    if split == "test" and task.label not in dataset.column_names:
+    sources = {own: own if own in names else theirs.get(own) for own in wanted}
+    if split == "test" and sources[task.label] is None:
         return None
-    if missing := [column for column in wanted if column not in dataset.column_names]:
-        raise DataError(
-            f"{where}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}"
-        )
-    if len(dataset) == 0:
-        raise DataError(f"{where}: the split is empty")
-    raw = list(dataset[task.label])
-    feature = dataset.features[task.label]
-    if isinstance(feature, ClassLabel) and set(feature.names) <= set(task.labels):
-        # Numbers in the source's own order of the classes, which need not be the task's.
-        raw = [
-            feature.names[number] if number in range(len(feature.names)) else number
-            for number in raw
-        ]
-    if split == "test" and all(label in (-1, "-1", "", None) for label in raw):
-        return None
-    columns: dict[str, list[Any]] = {
-        "row_id": [f"{split}/{row}" for row in range(len(dataset))],
-        "text": _texts(dataset, task.text, where),
-        "label": [
-            _class_number(task, value, f"{where}, row {row}") for row, value in enumerate(raw)
-        ],
-    }
-    if task.pair:
-        columns["pair"] = _texts(dataset, task.pair, where)
-    return Dataset.from_dict(columns)
+    if missing := [own for own, name in sources.items() if name is None]:
+        raise DataError(f"{where}: no column {', '.join(missing)}; it has {', '.join(names)}")
+    if twice := [name for name in sources.values() if list(names).count(str(name)) > 1]:
+        raise DataError(f"{where}: there are two columns {twice[0]}: take one out")
+    columns = {own: column(str(name)) for own, name in sources.items()}
+    if not columns[task.label]:
+        raise DataError(f"{where} has no rows: the split is empty")
+    return _Split(where, columns)
 
 
-def _texts(dataset: Dataset, column: str, where: str) -> list[str]:
-    texts = list(dataset[column])
-    for row, text in enumerate(texts):
+def _texts(values: list[Any], where: str) -> list[str]:
+    for row, text in enumerate(values):
         if text is None:
-            raise DataError(f"{where}, row {row}: {column} is missing")
-    return [str(text) for text in texts]
-
-
-def _class_number(task: Task, value: Any, where: str) -> int:
-    if str(value) in task.labels:
-        return task.labels.index(str(value))
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        known = ", ".join(task.labels)
-        raise DataError(f"{where}: label {value!r} is none of {task.name}'s: {known}") from None
-    if not number.is_integer():
-        raise DataError(
-            f"{where}: label {value} is not a class number: regression is not supported"
-        )
-    if not 0 <= number < len(task.labels):
-        raise DataError(
-            f"{where}: label {value} is out of range: {task.name} has the classes 0 to "
-            f"{len(task.labels) - 1}"
-        )
-    return int(number)
+            raise DataError(f"{where}, row {row}: the text is missing")
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}, row {row}: {str(text)[:40]} is not a text but a {type(text).__name__}"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where}, row {row}: the text is not valid UTF-8") from None
+    return values

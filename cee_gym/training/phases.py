@@ -275,7 +275,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
     row_ids = np.array(setup.splits["train"]["row_id"])
     exits = {name: getattr(deployed.config, name) for name in OF_EXITS}
     description = {
-        "task": setup.task.name,
+        "task": setup.task.full_name,
         "backbone": Path(setup.backbone).name,
         "config": asdict(setup.config) | exits | {"objective": setup.objective},
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},

@@ -150,7 +150,7 @@ class Setup:
     def description(self, split: str) -> dict[str, object]:
         """What a trace of this split says about where it comes from."""
         return {
-            "task": self.task.name,
+            "task": self.task.full_name,
             "split": split,
             "backbone": Path(self.backbone).name,
             "policy_data": self.config.policy_data,

@@ -1,12 +1,14 @@
 """How labelled text is read: GLUE's quirks, other formats, bad input, and real data."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,11 +20,6 @@ from cee_gym.tasks import Task, get_task, load_splits
 Write = Callable[..., str]
 OPINION = Task("opinion", labels=("negative", "positive"), text="sentence")
 ONE_ROW = '{"sentence": "fine", "label": 1}\n'
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -165,7 +162,7 @@ def test_hidden_labels_in_other_splits_are_refused(write: Write, split: str) -> 
     files = {"train__jsonl": ONE_ROW, "dev__jsonl": ONE_ROW}
     files[f"{split}__jsonl"] = '{"sentence": "a", "label": -1}\n'
     message = refusal(OPINION, write(**files))
-    assert f"{split}, row 0: label -1 is out of range" in message
+    assert f"{split}.jsonl, row 0: label -1 is out of range" in message
 
 
 # Formats
@@ -225,14 +222,6 @@ def test_text_stays_as_it_is_written(write: Write, suffix: str, text: str) -> No
     assert load_splits(OPINION, data)["train"]["text"] == [text]
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_class_name_that_is_a_number_is_a_name(write: Write, suffix: str) -> None:
-    stars = Task("stars", labels=("1", "2", "3", "4", "5"), text="sentence")
-    content = FORMATS[suffix]([{"sentence": "a", "label": 5}, {"sentence": "b", "label": 1}])
-    data = write(**{f"train__{suffix}": content, f"dev__{suffix}": content})
-    assert load_splits(stars, data)["dev"]["label"] == [4, 0]
-
-
 def test_class_numbers_that_come_with_names_are_read_by_the_names(tmp_path: Path) -> None:
     features = Features(
         {"sentence": Value("string"), "label": ClassLabel(names=["positive", "negative"])}
@@ -250,11 +239,110 @@ def test_row_ids_name_the_row_of_the_source(write: Write) -> None:
     assert not set(splits["train"]["row_id"]) & set(splits["dev"]["row_id"])
 
 
-def test_a_file_that_was_replaced_is_read_anew(write: Write) -> None:
+def test_a_file_is_known_by_its_content_and_not_by_its_time(write: Write) -> None:
     data = write(train__jsonl=ONE_ROW, dev__jsonl=ONE_ROW)
+    before = (Path(data) / "train.jsonl").stat()
     load_splits(OPINION, data)
-    write(train__jsonl='{"sentence": "something else", "label": 0}\n')
-    assert rows(load_splits(OPINION, data)["train"]) == [("train/0", "something else", 0)]
+    write(train__jsonl='{"sentence": "dull", "label": 0}\n')
+    os.utime(Path(data) / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert rows(load_splits(OPINION, data)["train"]) == [("train/0", "dull", 0)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_only_the_columns_that_the_task_needs_are_read(write: Write, suffix: str) -> None:
+    records = [{"id": n, "sentence": "a", "label": 1} for n in range(11_000)]
+    records[-1]["id"] = "eleven thousand"
+    content = FORMATS[suffix](records)
+    data = write(**{f"train__{suffix}": content, f"dev__{suffix}": content})
+    assert len(load_splits(OPINION, data)["train"]) == 11_000
+
+
+# Labels are read in one way in all splits
+
+
+STARS = Task("stars", labels=("1", "2", "3", "4", "5"), text="sentence")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ((1.0, 2.0, 3.0, 4.0, 5.0), [0, 1, 2, 3, 4]),
+        ((0, 1, 2, 3, 4), [0, 1, 2, 3, 4]),
+        ((0.0, 1.0, 4.0), [0, 1, 4]),
+        ((1, 2, 3), [0, 1, 2]),
+    ],
+)
+def test_names_that_are_numbers_are_told_from_class_numbers(
+    write: Write, suffix: str, labels: tuple[float, ...], classes: list[int]
+) -> None:
+    content = FORMATS[suffix]([{"sentence": "a", "label": label} for label in labels])
+    data = write(**{f"train__{suffix}": content, f"dev__{suffix}": content})
+    assert load_splits(STARS, data)["train"]["label"] == classes
+
+
+def test_labels_that_can_be_read_in_two_ways_are_refused(write: Write) -> None:
+    content = "sentence,label\na,1.0\nb,2.0\nc,3.0\n"
+    data = write(train__csv=content, dev__csv=content)
+    message = refusal(STARS, data)
+    assert f"{data}/train.csv, row 0: label '1.0' is '1' if read as a class name, " in message
+    assert "'2' if read as a class number from 0 on" in message
+    from_one = replace(STARS, first_number=1)
+    assert load_splits(from_one, data)["train"]["label"] == [0, 1, 2]
+
+
+def test_one_split_decides_for_the_others(write: Write) -> None:
+    data = write(
+        train__csv="sentence,label\na,1.0\nb,2.0\n", dev__csv="sentence,label\na,1.0\nb,0.0\n"
+    )
+    assert load_splits(STARS, data)["train"]["label"] == [1, 2]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("names", "classes"), [(("true", "false"), [0, 1]), (("no", "yes"), [1, 0])]
+)
+def test_booleans_are_the_same_in_every_format(
+    write: Write, suffix: str, names: tuple[str, str], classes: list[int]
+) -> None:
+    content = FORMATS[suffix]([{"sentence": "a", "label": label} for label in (True, False)])
+    data = write(**{f"train__{suffix}": content, f"dev__{suffix}": content})
+    assert load_splits(Task("yes", names, "sentence"), data)["dev"]["label"] == classes
+
+
+def test_names_in_one_split_and_numbers_in_another_are_refused(write: Write) -> None:
+    data = write(train__jsonl=ONE_ROW, dev__jsonl='{"sentence": "a", "label": "negative"}\n')
+    message = refusal(OPINION, data)
+    assert "train.jsonl, row 0: label 1 is a class number from 0 on" in message
+    assert "dev.jsonl, row 0: label 'negative' is not" in message
+
+
+@pytest.mark.parametrize("last", [19, 20])
+def test_stackoverflow_numbers_its_tags_from_1(write: Write, last: int) -> None:
+    task = get_task("stackoverflow")
+    content = "title\tlabel\n" + "".join(f"t\t{tag}\n" for tag in range(1, last + 1))
+    splits = load_splits(task, write(train__tsv=content, dev__tsv=content))
+    assert splits["train"]["label"] == list(range(last))
+    by_zero = "title\tlabel\nt\t0\n"
+    message = refusal(task, write(train__tsv=by_zero))
+    assert "label 0 is out of range: stackoverflow has the classes 1 to 20" in message
+
+
+def test_numbers_from_1_say_how_a_task_takes_them(write: Write) -> None:
+    content = "sentence\tlabel\na\t1\nb\t2\n"
+    data = write(train__tsv=content, dev__tsv=content)
+    message = refusal(OPINION, data)
+    assert "opinion has the classes 0 to 1. If they are numbered from 1, say so by" in message
+    assert load_splits(replace(OPINION, first_number=1), data)["dev"]["label"] == [0, 1]
+
+
+def test_class_numbers_with_other_names_than_the_tasks_are_refused(tmp_path: Path) -> None:
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["pos", "neg"])})
+    theirs = Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}, features=features)
+    for split in ("train", "dev"):
+        theirs.to_parquet(tmp_path / f"{split}.parquet")
+    message = refusal(OPINION, str(tmp_path))
+    assert "row 0: label 'pos' is none of opinion's: negative, positive" in message
 
 
 # What is refused
@@ -278,17 +366,17 @@ def test_a_label_that_does_not_fit_is_named_with_its_row(
     bad = f'{{"sentence": "a", "label": {label}}}\n'
     if label == "0.5":
         data = write(train__jsonl=bad, dev__jsonl=ONE_ROW)
-        assert f"train, row 0: {message}" in refusal(OPINION, data)
+        assert f"train.jsonl, row 0: {message}" in refusal(OPINION, data)
     else:
         data = write(train__jsonl=ONE_ROW, dev__jsonl=bad)
-        assert f"dev, row 0: {message}" in refusal(OPINION, data)
+        assert f"dev.jsonl, row 0: {message}" in refusal(OPINION, data)
 
 
 @pytest.mark.parametrize("score", ["2.5", "nan", "inf", "0.0001"])
 def test_a_regression_task_is_refused(write: Write, score: str) -> None:
     content = f"sentence\tlabel\na\t1.0\nb\t{score}\n"
     message = refusal(OPINION, write(train__tsv=content, dev__tsv=content))
-    assert f"train, row 1: label {score} is not a class number: regression is" in message
+    assert f"train.tsv, row 1: label {score} is not a class number: regression is" in message
 
 
 @pytest.mark.parametrize(
@@ -305,7 +393,7 @@ def test_missing_columns_are_named_beside_those_there_are(
     content = f"{header}\na\t1\n"
     message = refusal(OPINION, write(train__tsv=content, dev__tsv=content))
     there = header.replace("\t", ", ")
-    assert f"train: no column {missing}; it has {there}" in message
+    assert f"train.tsv: no column {missing}; it has {there}" in message
 
 
 def test_a_missing_second_text_is_named(write: Write) -> None:
@@ -317,13 +405,72 @@ def test_a_missing_second_text_is_named(write: Write) -> None:
 def test_a_missing_text_is_named_with_its_row(write: Write) -> None:
     bad = ONE_ROW + '{"sentence": null, "label": 1}\n'
     message = refusal(OPINION, write(train__jsonl=ONE_ROW, dev__jsonl=bad))
-    assert "dev, row 1: sentence is missing" in message
+    assert "dev.jsonl, column sentence, row 1: the text is missing" in message
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_an_empty_file_is_named(write: Write, suffix: str) -> None:
     data = write(**{"train__jsonl": ONE_ROW, f"dev__{suffix}": b""})
     assert refusal(OPINION, data) == f"{data}/dev.{suffix} is empty"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "where"),
+    [
+        ("csv", b"sentence,label\na,1\nb,1,\n", "row 1 (line 3): the row has 3 instead of 2"),
+        ("csv", b"sentence,label\nwell, well,1\n", "row 0 (line 2): the row has 3 instead of 2"),
+        ("tsv", b"label\tsentence\n1\ta\n1\n", "row 1 (line 3): the row has 1 instead of 2"),
+        ("tsv", b"sentence\tlabel\na\t1\t\n", "row 0 (line 2): the row has 3 instead of 2"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_row_that_does_not_fit_the_columns_is_refused(
+    write: Write, suffix: str, content: bytes, where: str, split: str
+) -> None:
+    files = {"train__jsonl": ONE_ROW, "dev__jsonl": ONE_ROW, f"{split}__{suffix}": content}
+    if split == "train":
+        del files["train__jsonl"]
+    message = refusal(OPINION, write(**files))
+    assert f"/{split}.{suffix} cannot be read as {suffix}: {where} fields (" in message
+
+
+def test_of_many_broken_rows_the_first_is_named_and_the_others_are_counted(write: Write) -> None:
+    data = write(train__csv="sentence,label\na\nb,1\nc\nd\n", dev__jsonl=ONE_ROW)
+    assert refusal(OPINION, data).endswith("fields (sentence, label); so are 2 more rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b"bytes", "bytes"),
+        (["a", "list"], "list"),
+        ({"a": "dict"}, "dict"),
+        (7, "int"),
+        (date(2024, 1, 1), "date"),
+    ],
+)
+def test_what_is_no_text_is_refused(write: Write, text: Any, kind: str) -> None:
+    bad = as_parquet([{"sentence": text, "label": 1}])
+    message = refusal(OPINION, write(train__jsonl=ONE_ROW, dev__parquet=bad))
+    assert f"dev.parquet, column sentence, row 0: {text} is not a text but a {kind}" in message
+
+
+def test_a_date_in_json_stays_text(write: Write) -> None:
+    row = '{"sentence": "2024-01-01", "label": 1}\n'
+    assert load_splits(OPINION, write(train__jsonl=row, dev__jsonl=row))["dev"]["text"] == [
+        "2024-01-01"
+    ]
+
+
+def test_half_a_character_is_no_text(write: Write) -> None:
+    bad = '{"sentence": "\\ud83d", "label": 1}\n'
+    message = refusal(OPINION, write(train__jsonl=bad, dev__jsonl=ONE_ROW))
+    assert "train.jsonl, column sentence, row 0: the text is not valid UTF-8" in message
+
+
+def test_a_needed_column_that_is_there_twice_is_refused(write: Write) -> None:
+    data = write(train__csv="sentence,label,label\na,1,0\n", dev__jsonl=ONE_ROW)
+    assert "train.csv: there are two columns label: take one out" in refusal(OPINION, data)
 
 
 NO_ROWS = pa.schema([("sentence", pa.string()), ("label", pa.int64())]).empty_table()
@@ -387,7 +534,8 @@ def test_a_directory_that_is_not_there(data: str) -> None:
 
 def test_a_file_in_place_of_a_directory(write: Write) -> None:
     file = write(train__jsonl=ONE_ROW) + "/train.jsonl"
-    assert refusal(OPINION, file) == f"--data {file}: there is no such directory"
+    message = refusal(OPINION, file)
+    assert message.startswith(f"--data {file} is a file: give the directory that it is in")
 
 
 # The hub
@@ -410,7 +558,7 @@ def test_a_hub_out_of_reach_names_three_ways_out(
     def load(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("cee_gym.tasks.loading.load_dataset", load)
+    monkeypatch.setattr("datasets.load_dataset", load)
     message = refusal(get_task("rte"), data)
     assert f"the hub's {data or 'nyu-mll/glue/rte'} cannot be loaded" in message
     assert (str(error).split("\n")[0] or type(error).__name__) in message
@@ -444,7 +592,7 @@ def test_splits_of_the_hub_are_found_by_its_names(
             test=split(-1),
         )
 
-    monkeypatch.setattr("cee_gym.tasks.loading.load_dataset", load)
+    monkeypatch.setattr("datasets.load_dataset", load)
     splits = load_splits(get_task("mnli"), data)
     assert splits.keys() == {"train", "dev"}
     assert rows(splits["dev"]) == [("dev/0", "a", 1, "b")]
@@ -452,7 +600,7 @@ def test_splits_of_the_hub_are_found_by_its_names(
 
 def test_a_hub_dataset_without_a_dev_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     train = Dataset.from_dict({"sentence": ["a"], "label": [0]})
-    monkeypatch.setattr("cee_gym.tasks.loading.load_dataset", lambda *_: DatasetDict(train=train))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: DatasetDict(train=train))
     assert "the hub's someone/set has no dev split" in refusal(OPINION, "someone/set")
 
 
