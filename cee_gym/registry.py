@@ -60,13 +60,13 @@ class Registry(Generic[T]):
                 imported.
         """
         module, _, short = name.rpartition(":")
-        if module and short not in self._entries:
-            if module == "__main__":
-                raise CeeGymError(
-                    f"the {self.kind} {short!r} was defined in a script that was run by itself: "
-                    "put it into a module and import that, or define it here again"
-                )
-            import_user_module(module)
+        if module and module != "__main__":
+            import_user_module(module)  # again too, as the name may be that of another module's
+        elif module and short not in self._entries:
+            raise CeeGymError(
+                f"the {self.kind} {short!r} was defined in a script that was run by itself: "
+                "put it into a module and import that, or define it here again"
+            )
         if short not in self._entries and short in self._own and not module:
             where, _, attribute = self._own[short].partition(":")
             self._entries[short] = getattr(import_module(where), attribute)

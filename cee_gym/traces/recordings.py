@@ -76,7 +76,7 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
     """
     path = Path(path).expanduser()
     if (path / "header.json").is_file():
-        trace = _open(path)
+        trace = open_trace(path)
         if trace.header.split != split:
             raise TraceError(
                 f"the trace at {path} is of split {trace.header.split!r}, not {split!r}: "
@@ -90,12 +90,18 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
         raise TraceError(
             f"the recording at {path} has no split {split!r}; it has {', '.join(splits)}"
         )
-    return _open(path / split)
+    return open_trace(path / split)
 
 
-def _open(path: Path) -> Trace:
-    path = path.resolve()
-    key = (path, (path / "header.json").stat().st_mtime_ns)
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Opens a single trace; one that is open already is not opened twice.
+
+    Raises:
+        TraceError: if there is none, or it is damaged.
+    """
+    path = Path(path).expanduser().resolve()
+    header = path / "header.json"
+    key = (path, header.stat().st_mtime_ns if header.is_file() else 0)
     trace = _opened.get(key)
     if trace is None:
         trace = _opened[key] = Trace.open(path)
