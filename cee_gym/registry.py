@@ -84,8 +84,14 @@ class Registry(Generic[T]):
         return module in ("", "__main__") or len(packages) == 1
 
     def full_name(self, name: str) -> str:
-        """The name by which another process finds the entry: `MODULE:NAME` for a user's own."""
+        """The name by which another process finds the entry: `MODULE:NAME` for a user's own.
+
+        Raises:
+            CeeGymError: if the name says a module, and that cannot be imported or adds none.
+        """
         short = name.rpartition(":")[2]
+        if ":" in name:
+            self.get(name)
         module = self._modules.get(short, "cee_gym")
         return short if module.partition(".")[0] == "cee_gym" else f"{module}:{short}"
 

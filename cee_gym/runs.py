@@ -4,11 +4,12 @@ config.json              what was asked for
 round-R/models           the backbones of the round (the last round's are kept)
 round-R/recording        what they did
 round-R/agent            the policy, and what the agent needs to go on learning
-round-R/evaluation.json  what the policy comes to; a round is complete with it
-points.json              the operating points that are kept, by name
+round-R/evaluation.json  what the policy comes to, with its operating points; the last to be written
+points.json              the operating points that `cee-gym evaluate` kept beside those, by name
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Self
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, first_line
 from cee_gym.policies.base import ExitPolicy
-from cee_gym.policies.speeds import Speeds
+from cee_gym.policies.speeds import AT_ONCE, NEVER, Speeds
 from cee_gym.problem import Problem
 from cee_gym.problem_settings import ProblemSettings
 
@@ -38,16 +39,14 @@ class Run:
         directory: of the run.
         settings: of its problem.
         metrics: of its task, the leading one first.
-        task: the name of its task; None for a run on a finished recording.
         agent: the name of the agent that learned.
     """
 
     directory: Path
     settings: ProblemSettings
     metrics: tuple[str, ...]
-    task: str | None
     agent: str
-    _given: str | None
+    _given: Path | None
     _cost: list[float] | None
 
     @classmethod
@@ -61,23 +60,18 @@ class Run:
         file = directory / CONFIG
         if not file.exists():
             raise CeeGymError(f"there is no run at {directory} (it has no {CONFIG})")
-        found = read_document(file, "run's config.json", remedy="train again")
-        try:
+        found = read_document(
+            file, "run's config.json", remedy="give another --output and train again"
+        )
+        with refused_if_damaged(file, "give another --output and train again"):
             return cls(
                 directory,
                 ProblemSettings.from_json(found["problem"]),
-                tuple(found["metrics"]),
-                found["task"],
-                found["agent"],
-                found["recording"],
+                tuple(map(str, found["metrics"])),
+                str(found["agent"]),
+                None if found["recording"] is None else Path(found["recording"]),
                 found["cost"],
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, CeeGymError):
-                raise
-            raise CeeGymError(
-                f"the settings of the run at {directory} are damaged ({first_line(error)})"
-            ) from None
 
     @cached_property
     def newest_round(self) -> Path:
@@ -98,7 +92,7 @@ class Run:
     @property
     def recording(self) -> Path:
         """What the policy learned on."""
-        return self.newest_round / "recording" if self._given is None else Path(self._given)
+        return self.newest_round / "recording" if self._given is None else self._given
 
     @property
     def weights(self) -> Path:
@@ -137,12 +131,8 @@ class Run:
         Raises:
             CeeGymError: if they are damaged.
         """
-        try:
+        with refused_if_damaged(self.newest_round / EVALUATION, "train again"):
             return Speeds.from_json(self.evaluation["speeds"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CeeGymError(
-                f"{self.newest_round / EVALUATION} is damaged ({first_line(error)}): train again"
-            ) from None
 
     def problem(self, split: str) -> Problem:
         """The problem of a split, as the policy learned it.
@@ -167,58 +157,81 @@ class Run:
 
     @property
     def points(self) -> dict[str, ExitPolicy]:
-        """The policy at the operating points that are kept, by name."""
-        file = self.directory / POINTS
-        if not file.exists():
-            return {}
-        found = read_document(
-            file, "list of points", remedy="evaluate again", versions=[POINTS_VERSION]
-        )
-        if found.get("round") != self.newest_round.name:
-            return {}  # they were those of another policy
-        return kept_policies(self.policy, found["points"])
+        """The policy at the operating points that are kept, by name.
+
+        Raises:
+            CeeGymError: if they are damaged.
+        """
+        with refused_if_damaged(self.newest_round / EVALUATION, "train again"):
+            learned = kept_policies(self.policy, self.evaluation["points"])
+        with refused_if_damaged(self.directory / POINTS, "remove it and evaluate again"):
+            return learned | kept_policies(self.policy, self._kept())
 
     def keep(self, points: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps operating points of the newest round's policy beside those kept before.
 
+        A point that is kept already also keeps what it comes to on other splits.
+
         Args:
             points: by name, as `cee_gym.evaluation.report.report` gives them.
+
+        Raises:
+            CeeGymError: if those kept before are damaged.
         """
-        file = self.directory / POINTS
-        before: Mapping[str, Any] = {}
-        if file.exists():
-            found = read_document(
-                file, "list of points", remedy="remove it", versions=[POINTS_VERSION]
-            )
-            before = found["points"] if found.get("round") == self.newest_round.name else {}
-        merged = dict(before)
-        for name, point in points.items():
-            measured = dict(before.get(name, {}).get("measured", {})) | point["measured"]
-            merged[name] = {**point, "measured": measured}
+        with refused_if_damaged(self.directory / POINTS, "remove it and evaluate again"):
+            kept = self._kept()
+            for name, point in points.items():
+                before = kept.get(name, point)
+                same = all(before[key] == point[key] for key in ("threshold", "alpha"))
+                measured = before["measured"] if same else {}
+                kept[name] = {**point, "measured": {**measured, **point["measured"]}}
         write_document(
-            file, {"version": POINTS_VERSION, "round": self.newest_round.name, "points": merged}
+            self.directory / POINTS,
+            {"version": POINTS_VERSION, "round": self.newest_round.name, "points": kept},
         )
+
+    def _kept(self) -> dict[str, Any]:
+        """What points.json holds of the newest round's policy."""
+        file = self.directory / POINTS
+        if not file.exists():
+            return {}
+        found = read_document(
+            file, "list of points", remedy="remove it and evaluate again", versions=[POINTS_VERSION]
+        )
+        # Those of an earlier round were of another policy.
+        return dict(found["points"]) if found["round"] == self.newest_round.name else {}
 
 
 def kept_policies(
     policy: ExitPolicy, points: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, ExitPolicy]:
-    """A policy at operating points that were kept, by name.
+    """A policy at operating points that were kept, by name."""
+    low, high = policy.alpha_range if policy.has_every_price else (0.0, 0.0)
+    held = {}
+    for name, point in points.items():
+        threshold = float(point["threshold"])
+        alpha = None if point["alpha"] is None else float(point["alpha"])
+        if not AT_ONCE <= threshold <= NEVER or not (alpha is None or low <= alpha <= high):
+            raise ValueError(f"point {name}: threshold {threshold}, alpha {alpha}")
+        chosen_on = "" if point["chosen_on"] is None else str(point["chosen_on"]["trace"])
+        held[name] = replace(policy, threshold=threshold, alpha=alpha, chosen_on=chosen_on)
+    return held
+
+
+@contextmanager
+def refused_if_damaged(file: Path, remedy: str) -> Iterator[None]:
+    """Tells in one line that a document does not hold what it should.
+
+    Args:
+        file: of the document.
+        remedy: what to do, such as `"train again"`.
 
     Raises:
-        CeeGymError: if one of them is damaged.
+        CeeGymError: in place of what a missing or ill-typed value brings about.
     """
     try:
-        return {
-            name: replace(
-                policy,
-                threshold=float(point["threshold"]),
-                alpha=None if point["alpha"] is None else float(point["alpha"]),
-                chosen_on=(point["chosen_on"] or {}).get("trace", ""),
-            )
-            for name, point in points.items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CeeGymError(
-            f"a kept point is damaged ({first_line(error)}): evaluate again"
-        ) from None
+        yield
+    except CeeGymError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CeeGymError(f"{file} is damaged ({first_line(error)}): {remedy}") from None

@@ -1,14 +1,17 @@
 """Text to token ids, and batches of like length."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cee_gym.errors import BackboneError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Rows = npt.NDArray[np.int64]
 
@@ -68,7 +71,9 @@ class EncodedText:
         lengths: int64 `[N]`, in tokens.
     """
 
-    def __init__(self, data: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(
+        self, data: "Dataset", tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    ) -> None:
         self._tokenizer = tokenizer
         pairs = list(data["pair"]) if "pair" in data.column_names else None
         self._rows = tokenizer(list(data["text"]), pairs, truncation=True, max_length=max_tokens)

@@ -15,8 +15,8 @@ class Evaluate:
     """Accuracy, exit layers, saved layers and the curve of a run, and its operating points.
 
     Compared with fixed layers and the hindsight optimum. Speeds are chosen on calibration and
-    reported on dev. Every operating point is kept with the run by its name, which stands in
-    brackets: `predict`, `serve` and `profile` take it by --at.
+    reported on dev. Every operating point is kept with the run by its name, which stands before
+    the colon: `predict`, `serve` and `profile` take it by --at.
 
     Attributes:
         run_directory: what train wrote.
@@ -38,8 +38,6 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluates, prints the table and writes it as JSON, and as a plot."""
-        from dataclasses import replace
-
         from cee_gym.evaluation.guarantee import sentence
         from cee_gym.evaluation.report import Promise, report, table, write
         from cee_gym.runs import Run
@@ -49,22 +47,21 @@ class Evaluate:
             raise CeeGymError(
                 "--at names a point that is kept already; evaluate reports all of them without it"
             )
+        others = [name for name in speed.given if name != "alpha"]
+        if self.guarantee is not None and others:
+            raise CeeGymError(
+                f"--guarantee chooses the threshold itself: leave --{others[0].replace('_', '-')} "
+                "out, or ask for the two one after the other"
+            )
         run = Run.open(self.run_directory)
         calibration, dev = run.problem("calibration"), run.problem(self.split)
         for problem in (calibration, dev):
             problem.trace.verify()
-        policy, promise = run.policy, None
+        promise = None
         if self.guarantee is not None:
             promise = Promise(self.guarantee, self.epsilon, self.delta)
-            if speed.needs_speeds:
-                raise CeeGymError(
-                    "a guarantee chooses the threshold itself, and promises nothing for a speed "
-                    "that was chosen on the same rows: leave --saved-layers or --points-lost out"
-                )
-            # The promise is for this price; its threshold is what calibration then tells.
-            policy = replace(speed.choose(policy), threshold=policy.threshold)
         results = report(
-            policy, calibration, dev, run.metrics, name=run.agent, asked=speed, promise=promise
+            run.policy, calibration, dev, run.metrics, name=run.agent, asked=speed, promise=promise
         )
         run.keep(results["points"])
         name = "evaluation" if self.split == "dev" else f"evaluation-{self.split}"

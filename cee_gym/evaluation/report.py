@@ -44,7 +44,7 @@ def report(
 
     Speeds are chosen on calibration and reported on dev. A policy that was learned for a range of
     prices and is held at none is held at the middle of the range. The mean return is that at the
-    price the policy is held at, or at the problem's.
+    price the policy is held at, or at the problem's, whatever price a point is held at.
 
     Args:
         policy: at its own speed.
@@ -53,7 +53,8 @@ def report(
         metrics: of the task, the leading one first.
         name: of the agent that learned it, for the table; by default that of the policy.
         asked: one more speed to choose.
-        promise: to find a guaranteed threshold for, and to check on dev.
+        promise: to find a guaranteed threshold for, and to check on dev; at the price that `asked`
+            gives, or else at the policy's own.
 
     Returns:
         JSON-able. `full_depth`, `fixed_layers`, `hindsight` and `curve` hold points, see `Point`.
@@ -71,38 +72,23 @@ def report(
     rewards = dev.rewards(alpha)
     scores = policy.scores_on(dev, alpha)
     speeds = measure_speeds(policy, calibration)
-    chosen = {"own": (f"score > {policy.threshold:.4g}", policy)}
-    for lost in POINTS_LOST:
-        speed = Speed(points_lost=lost)
-        chosen[f"lost-{lost:g}"] = (label(speed), speed.choose(policy, speeds))
-    if asked is not None and asked.given and asked.at is None:
-        ((kind, value),) = asked.given.items()
-        point_id = f"{kind.partition('_')[0].replace('points', 'lost')}-{value:g}"
-        chosen[point_id] = (label(asked), asked.choose(policy, speeds))
+    chosen = {"own": ("its own speed", policy)}
+    for speed in (*(Speed(points_lost=lost) for lost in POINTS_LOST), asked or Speed()):
+        if speed.given:
+            chosen[point_id(speed)] = (label(speed), speed.choose(policy, speeds))
     checked = None
     if promise is not None:
-        if policy.chosen_on == calibration.trace.fingerprint:
-            raise CeeGymError(
-                f"the speed of this policy, alpha {policy.alpha}, was chosen on this calibration "
-                "split, so nothing can be promised from it: give an alpha by hand"
-            )
-        guarantee = guaranteed_threshold(
-            calibration.trace, policy.scores_on(calibration, alpha), **promise._asdict()
-        )
-        held = guarantee.threshold
-        chosen[f"{promise.risk}-{promise.epsilon:g}"] = (
-            guarantee.name,
-            replace(policy, threshold=held.value, chosen_on=held.chosen_on),
-        )
-        checked = guarantee.check(dev.trace, scores)
+        _, base = chosen["own" if asked is None or asked.alpha is None else point_id(asked)]
+        name_of_promise, held, checked = _guaranteed(base, calibration, dev, promise)
+        chosen[name_of_promise] = (checked["name"], held)
     fixed = fixed_layers(dev.trace, metrics=metrics, rewards=rewards)
     points = {}
-    for point_id, (text, held_policy) in chosen.items():
-        same = held_policy.alpha == policy.alpha
+    for id, (text, held) in chosen.items():
+        same = held.alpha == policy.alpha
         point = evaluate_policy(
-            held_policy, dev, metrics=metrics, alpha=alpha, scores=scores if same else None
+            held, dev, metrics=metrics, alpha=alpha, scores=scores if same else None
         )
-        points[point_id] = kept_point(text, held_policy, calibration, dev, point)
+        points[id] = kept_point(text, held, calibration, dev, point)
     return {
         "split": dev.trace.header.split,
         "trace": dev.trace.fingerprint,
@@ -122,6 +108,33 @@ def report(
         ],
         "speeds": speeds.to_json(),
     }
+
+
+def _guaranteed(
+    policy: ExitPolicy, calibration: Problem, dev: Problem, promise: Promise
+) -> tuple[str, ExitPolicy, dict[str, Any]]:
+    """The id of the point, the policy there, and how the promise turns out on dev.
+
+    Raises:
+        CeeGymError: if nothing can be promised.
+    """
+    if policy.chosen_on == calibration.trace.fingerprint:
+        raise CeeGymError(
+            f"the speed of this policy, alpha {policy.alpha}, was chosen on this calibration "
+            "split, so nothing can be promised from it: give an alpha by hand"
+        )
+    found = guaranteed_threshold(
+        calibration.trace, policy.scores_on(calibration, policy.alpha), **promise._asdict()
+    )
+    held = replace(policy, threshold=found.threshold.value, chosen_on=found.threshold.chosen_on)
+    checked = found.check(dev.trace, policy.scores_on(dev, policy.alpha))
+    return f"{promise.risk}-{promise.epsilon:.15g}-{promise.delta:.15g}", held, checked
+
+
+def point_id(speed: Speed) -> str:
+    """The name by which a point at this speed is kept, such as `lost-1`."""
+    ((kind, value),) = speed.given.items()
+    return f"{kind.partition('_')[0].replace('points', 'lost')}-{value:.15g}"
 
 
 def kept_point(
@@ -152,8 +165,15 @@ def label(speed: Speed) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """The results as a table of plain text."""
     names = list(dict.fromkeys(["accuracy", *results["metrics"]]))
-    head = [results["agent"], *names, "exit layer", "saved layers", "layer speed-up", "return"]
-    return aligned([head, *([row, *_cells(p, names)] for row, p in rows(results).items())])
+    head = [results["agent"], "leaves above", *names, "exit layer", "saved layers"]
+    head += ["layer speed-up", "return"]
+    held = {row_of(id, point): _held(point) for id, point in results["points"].items()}
+    return aligned(
+        [
+            head,
+            *([row, held.get(row, ""), *_cells(p, names)] for row, p in rows(results).items()),
+        ]
+    )
 
 
 def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -163,11 +183,21 @@ def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "full depth": results["full_depth"],
         **{f"fixed layer {layer}": point for layer, point in layers},
         **{
-            f"{name}: {point['label']}": point["measured"][results["split"]]
-            for name, point in results["points"].items()
+            row_of(id, point): point["measured"][results["split"]]
+            for id, point in results["points"].items()
         },
         "hindsight (knows the label)": results["hindsight"],
     }
+
+
+def row_of(id: str, point: Mapping[str, Any]) -> str:
+    """The name of the row of an operating point."""
+    return f"{id}: {point['label']}"
+
+
+def _held(point: Mapping[str, Any]) -> str:
+    alpha = "" if point["alpha"] is None else f" at alpha {point['alpha']:.4g}"
+    return f"{point['threshold']:.4g}{alpha}"
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ from cee_gym.inference.model_card import model_card
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, Speeds
 from cee_gym.problem import Problem
-from cee_gym.runs import Run, is_run, kept_policies
+from cee_gym.runs import Run, is_run, kept_policies, refused_if_damaged
 
 VERSION = 2
 # What is fetched from the hub: no pickles, and no code.
@@ -187,7 +187,7 @@ def _read(file: Path, policy: ExitPolicy) -> Measured:
     if not file.exists():
         return Measured()
     found = read_document(file, "pipeline.json", remedy="save it again", versions=[VERSION])
-    try:
+    with refused_if_damaged(file, "save it again"):
         speeds = found["speeds"]
         return Measured(
             None,
@@ -195,7 +195,3 @@ def _read(file: Path, policy: ExitPolicy) -> Measured:
             None if speeds is None else Speeds.from_json(speeds),
             kept_policies(policy, found["points"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CeeGymError):
-            raise
-        raise CeeGymError(f"{file} is damaged ({first_line(error)}): save it again") from None

@@ -63,8 +63,16 @@ class Speeds:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Speeds":
         """What `to_json` gave."""
-        points = tuple(OperatingPoint(*point) for point in found["points"])
-        return cls(points, found["trace"], found["split"])
+        points = tuple(
+            OperatingPoint(
+                float(threshold),
+                None if alpha is None else float(alpha),
+                float(saved_layers),
+                float(points_lost),
+            )
+            for threshold, alpha, saved_layers, points_lost in found["points"]
+        )
+        return cls(points, str(found["trace"]), str(found["split"]))
 
 
 def measure_speeds(policy: ExitPolicy, problem: Problem) -> Speeds:

@@ -6,12 +6,11 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from array_api_compat import torch as xp
-from datasets import Dataset
 from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText, Rows
@@ -21,13 +20,16 @@ from cee_gym.traces.readout import read_out
 from cee_gym.traces.trace import Trace
 from cee_gym.traces.writer import TraceWriter
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "datasets")
 
 
 def collect(
     model: MultiExitModel,
     text: EncodedText,
-    data: Dataset,
+    data: "Dataset",
     path: Path,
     description: Mapping[str, Any],
     *,
@@ -61,7 +63,7 @@ def collect(
 
 def start_trace(
     model: MultiExitModel,
-    data: Dataset,
+    data: "Dataset",
     path: Path,
     description: Mapping[str, Any],
     *,

@@ -15,7 +15,7 @@ from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
 from cee_gym.problem_settings import ProblemSettings
-from cee_gym.runs import CONFIG, EVALUATION, Run, is_run
+from cee_gym.runs import CONFIG, EVALUATION, is_run
 from cee_gym.traces.recordings import open_split
 from cee_gym.training.config import AlternationConfig
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
@@ -114,7 +114,7 @@ class ConsistentEETrainer:
             CeeGymError: if `output` holds a run and `resume` is not given, or one with other
                 settings; or if the agent cannot learn from these observations.
         """
-        self._check_observe()
+        self._check_problem()
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
         results: dict[str, Any] = {}
@@ -134,8 +134,9 @@ class ConsistentEETrainer:
         logger.close()
         return results
 
-    def _check_observe(self) -> None:
-        """Refuses, before any work, observations that cannot be made or learned from."""
+    def _check_problem(self) -> None:
+        """Refuses, before any work, what cannot be observed, learned from or paid."""
+        self.problem.reward()
         assert self.problem.observe is not None
         parts = tuple(part.rpartition(":")[2] for part in self.problem.observe)
         self.agent.check_observe(parts)
@@ -196,10 +197,14 @@ class ConsistentEETrainer:
         if number and self.alternation.memorized_layer == "once":
             first = open_split(self.output / "round-0" / "recording", "train")
             memorized = memorized_layer(first.correct)
-        env = problem_env(recording, self.problem, memorized_layers=memorized)
-        self.agent.learn(env, self.total_timesteps, logger=logger, progress_bar=progress_bar)
-        here.mkdir(parents=True, exist_ok=True)
-        self.agent.save(here / "agent")  # before it is evaluated, so that nothing is lost
+        # The agent is saved before it is evaluated, so that nothing is lost if that fails.
+        if (here / "agent").exists():
+            self.agent = load_agent(here / "agent")
+        else:
+            env = problem_env(recording, self.problem, memorized_layers=memorized)
+            self.agent.learn(env, self.total_timesteps, logger=logger, progress_bar=progress_bar)
+            self.agent.save(here / "agent.partial")
+            (here / "agent.partial").rename(here / "agent")
         results = report(
             self.agent.policy,
             self.problem.problem(recording, "calibration"),
@@ -209,7 +214,6 @@ class ConsistentEETrainer:
         )
         self._log_evaluation(results, number, logger)
         write_document(evaluation, results)
-        Run.open(self.output).keep(results["points"])
         # The next round has its own; a backbone is large.
         shutil.rmtree(before / "models", ignore_errors=True)
         return results

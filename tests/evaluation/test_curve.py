@@ -1,16 +1,27 @@
-"""Operating points against a plain count; thresholds chosen on one split, reported on another."""
+"""Operating points against a plain count; speeds chosen on one split, reported on another."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from cee_gym.agents import ExpectedReturn
-from cee_gym.envs import EarlyExitEnv
+from cee_gym import ExitPolicy, Problem, Reward
 from cee_gym.errors import CeeGymError
-from cee_gym.evaluation import accuracy_speed_curve, choose_threshold, evaluate
-from cee_gym.evaluation.curve import Threshold, evaluate_at, fixed_layers, hindsight
-from cee_gym.evaluation.report import plot, report, table
-from tests.made_traces import write_recording, write_trace
+from cee_gym.evaluation import accuracy_speed_curve, evaluate, evaluate_policy
+from cee_gym.evaluation.curve import check_not_chosen_on, fixed_layers, hindsight
+from cee_gym.policies.rules import Confidence
+from tests.made_traces import write_trace
+
+
+@pytest.fixture
+def problem(tmp_path) -> Problem:
+    return Problem(write_trace(tmp_path / "t"), observe=("confidence",), alpha=0.25)
+
+
+@pytest.fixture
+def policy(problem) -> ExitPolicy:
+    return Confidence(threshold=0.6).policy(problem)
 
 
 def test_an_operating_point_is_what_a_plain_count_gives(tmp_path) -> None:
@@ -32,6 +43,39 @@ def test_an_operating_point_is_what_a_plain_count_gives(tmp_path) -> None:
     )
 
 
+def test_a_policy_is_evaluated_where_its_scores_pass_its_threshold(problem, policy) -> None:
+    point = evaluate_policy(policy, problem)
+    trace = problem.trace
+    exits, returns = [], []
+    for i in range(len(trace)):
+        layers = (t for t in range(4) if trace.confidence[i, t] > np.float32(0.6))
+        exits.append(next(layers, 3))
+        returns.append(problem.rewards(0.25)[i, exits[-1]])
+    assert 0 < sum(t < 3 for t in exits) < 40
+    assert point.exits == [exits.count(layer) for layer in range(4)]
+    assert point.mean_return == pytest.approx(np.mean(returns))
+    assert point.threshold == 0.6
+
+
+def test_the_price_of_a_layer_changes_the_return_and_not_the_exits(problem, policy) -> None:
+    cheap, dear = (evaluate_policy(policy, problem, alpha=alpha) for alpha in (0.0, 1.0))
+    assert cheap.exits == dear.exits
+    assert cheap.mean_return > dear.mean_return
+
+
+def test_scores_that_are_known_already_are_not_computed_again(problem, policy, monkeypatch) -> None:
+    point = evaluate_policy(policy, problem)
+    scores = policy.scores_on(problem)
+    monkeypatch.delattr(ExitPolicy, "scores_on")
+    assert evaluate_policy(policy, problem, scores=scores) == point
+
+
+def test_a_policy_of_other_observations_is_refused(problem, policy, tmp_path) -> None:
+    other = Problem(problem.trace, observe=("entropy",))
+    with pytest.raises(CeeGymError, match=r"reads confidence \[1\].*are entropy \[1\]"):
+        evaluate_policy(policy, other)
+
+
 def test_the_curve_runs_from_layer_1_to_full_depth(tmp_path) -> None:
     trace = write_trace(tmp_path / "t")
     points = accuracy_speed_curve(trace, trace.confidence)
@@ -41,30 +85,21 @@ def test_the_curve_runs_from_layer_1_to_full_depth(tmp_path) -> None:
     assert depths == sorted(depths)
 
 
-def test_every_point_of_the_curve_is_reproduced_by_its_threshold(tmp_path) -> None:
-    trace = write_trace(tmp_path / "t")
-    for point in accuracy_speed_curve(trace, trace.confidence):
+def test_every_point_of_the_curve_is_reproduced_by_its_threshold(problem, policy) -> None:
+    for point in accuracy_speed_curve(problem.trace, policy.scores_on(problem)):
         assert point.threshold is not None
-        again = evaluate_at(trace, trace.confidence, Threshold(point.threshold, "elsewhere"))
+        again = evaluate_policy(replace(policy, threshold=point.threshold), problem)
         assert again.exits == point.exits
 
 
-def test_a_chosen_threshold_saves_most_within_the_bound(tmp_path) -> None:
-    trace = write_trace(tmp_path / "t", n=200, num_labels=2)
-    full = trace.correct[:, -1].mean()
-    threshold = choose_threshold(trace, trace.confidence, most_points_lost=2.0)
-    elsewhere = Threshold(threshold.value, "elsewhere")
-    chosen = evaluate_at(trace, trace.confidence, elsewhere)
-    assert chosen.accuracy >= full - 0.02
-    for point in accuracy_speed_curve(trace, trace.confidence):
-        assert point.accuracy < full - 0.02 or point.saved_layers <= chosen.saved_layers + 1e-12
-
-
-def test_a_threshold_is_not_reported_where_it_was_chosen(tmp_path) -> None:
-    trace = write_trace(tmp_path / "t")
-    threshold = choose_threshold(trace, trace.confidence, most_points_lost=1.0)
-    with pytest.raises(CeeGymError, match="chosen on this split"):
-        evaluate_at(trace, trace.confidence, threshold)
+def test_a_speed_is_not_reported_where_it_was_chosen(problem, policy, tmp_path) -> None:
+    chosen = policy.for_budget(points_lost=1.0, on=problem)
+    with pytest.raises(CeeGymError, match=r"chosen on this split \(train\)"):
+        evaluate_policy(chosen, problem)
+    other = Problem(write_trace(tmp_path / "other", seed=1), observe=("confidence",))
+    evaluate_policy(chosen, other)
+    evaluate_policy(chosen.at(threshold=chosen.threshold), problem)  # given, and not chosen
+    check_not_chosen_on("", problem.trace)
 
 
 def test_hindsight_is_above_every_other_point(tmp_path) -> None:
@@ -76,60 +111,7 @@ def test_hindsight_is_above_every_other_point(tmp_path) -> None:
     assert best == pytest.approx(rewards.max(axis=1).mean())
 
 
-def test_a_report_chooses_on_calibration_and_shows_dev(tmp_path) -> None:
-    recording = write_recording(tmp_path / "r", n=60)
-    env = EarlyExitEnv(trace=str(recording))
-    agent = ExpectedReturn(batch_size=16).learn(env, 2_000)
-    calibration, dev = (
-        EarlyExitEnv(trace=str(recording), split=split).table for split in ("calibration", "dev")
-    )
-    results = report(agent, calibration, dev, ("accuracy",))
-    assert results["trace"] == dev.trace.fingerprint
-    assert results["calibration_trace"] == calibration.trace.fingerprint
-    scores = agent.exit_probabilities(calibration.observations)
-    name = "at most 1 points lost on calibration"
-    threshold = choose_threshold(calibration.trace, scores, most_points_lost=1.0).value
-    assert results["policy"][name]["threshold"] == pytest.approx(min(max(threshold, -1), 2))
-    with pytest.raises(CeeGymError, match="chosen on this split"):
-        report(agent, dev, dev, ("accuracy",))
-    text = table(results)
-    assert "full depth" in text
-    assert "fixed layer 3" in text
-    assert "hindsight" in text
-    plot(results, tmp_path / "plot.png", "made up")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
-
-
-def test_a_report_refuses_an_agent_of_another_backbone(tmp_path) -> None:
-    narrow = write_recording(tmp_path / "narrow", width=4)
-    wide = write_recording(tmp_path / "wide", width=6)
-    agent = ExpectedReturn().learn(EarlyExitEnv(trace=str(narrow)), 500)
-    tables = [EarlyExitEnv(trace=str(wide), split=s).table for s in ("calibration", "dev")]
-    with pytest.raises(CeeGymError, match=r"hidden \[4\].*hidden \[6\]"):
-        report(agent, *tables, ("accuracy",))
-
-
-class _Watched(ExpectedReturn):
-    """Remembers the prices it was shown."""
-
-    seen: set[float]
-
-    def exit_probabilities(self, observations):
-        self.seen |= set(np.unique(observations[:, :, self.layout["alpha"]]).tolist())
-        return super().exit_probabilities(observations)
-
-
-def test_a_range_of_alpha_is_observed_and_paid_at_its_middle(tmp_path) -> None:
-    recording = write_recording(tmp_path / "r", n=60)
-    settings = {"alpha": (0.0, 0.5), "observe": ("hidden", "layer", "alpha")}
-    agent = _Watched(batch_size=16).learn(EarlyExitEnv(trace=str(recording), **settings), 500)
-    agent.seen = set()
-    calibration, dev = (
-        EarlyExitEnv(trace=str(recording), split=split, **settings).table
-        for split in ("calibration", "dev")
-    )
-    results = report(agent, calibration, dev, ("accuracy",))
-    assert agent.seen == {0.25}
-    assert results["alpha"] == 0.25
-    deepest = dev.rewards(0.25)[:, -1].mean()
-    assert results["full_depth"]["mean_return"] == pytest.approx(deepest)
+def test_the_return_is_that_of_the_reward(problem, policy) -> None:
+    right = Problem(problem.trace, Reward("correctness", hardness=None), ("confidence",), 0.0)
+    point = evaluate_policy(policy, right)
+    assert point.mean_return == pytest.approx(point.accuracy)

@@ -4,7 +4,6 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from scipy.stats import beta, binom, binomtest
 
-import cee_gym
-from cee_gym.agents import Confidence
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.guarantee import (
     GRID,
@@ -30,10 +26,11 @@ from cee_gym.evaluation.guarantee import (
     rows_needed,
     sentence,
 )
+from cee_gym.policies.rules import Confidence
+from cee_gym.problem import open_problem
 from cee_gym.traces.trace import Trace
 from tests.made_traces import made_header, write_trace
 
-SHIPPED = Path(cee_gym.__file__).parent / "shipped"
 # Few values, so that scores tie with each other and with thresholds.
 SCORES = st.sampled_from([0.0, 1e-6, GRID[5000], 0.3, 0.5, GRID[1500], GRID[3], 1.0])
 
@@ -383,11 +380,9 @@ def test_an_unknown_risk_and_an_impossible_delta_are_refused(changes, message) -
 def test_the_recording_in_the_package_leaves_early_under_a_guarantee() -> None:
     traces, scores = {}, {}
     for split in ("calibration", "dev"):
-        env = EarlyExitEnv(
-            trace=str(SHIPPED / "EarlyExit-BERT-RTE"), split=split, observe=("confidence",)
-        )
-        traces[split] = env.table.trace
-        scores[split] = Confidence().learn(env).exit_probabilities(env.observations)
+        problem = open_problem("EarlyExit-BERT-RTE", split=split, observe=("confidence",))
+        traces[split] = problem.trace
+        scores[split] = Confidence().policy(problem).scores_on(problem)
     found = guaranteed_threshold(
         traces["calibration"], scores["calibration"], risk="harm", epsilon=0.1, delta=0.1
     )
