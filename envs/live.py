@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from cee_gym.backbones.encoding import encode
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.cost import CostModel
 from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, reward_space_of
 from cee_gym.envs.render import Readings
@@ -16,7 +17,6 @@ from cee_gym.errors import CeeGymError, DataError
 from cee_gym.hardness import memorized_layer
 from cee_gym.observation import layout_of, width_of, write
 from cee_gym.reward import Reward, alpha_range
-from cee_gym.traces.texts import fingerprint
 from cee_gym.traces.trace import Readout, Trace, read_out
 
 if TYPE_CHECKING:

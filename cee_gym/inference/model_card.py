@@ -8,7 +8,6 @@ from huggingface_hub import ModelCardData
 from cee_gym.agents.at_alpha import AtAlpha
 from cee_gym.agents.base import Agent
 from cee_gym.exits.classifier import MultiExitModel
-from cee_gym.tasks import get_task, task_names
 
 _CARD = """---
 {front}
@@ -67,7 +66,6 @@ def model_card(
         pipeline_tag="text-classification",
         tags=["early-exit", *([f"task:{task}"] if task else [])],
     )
-    pairs = task is not None and task in task_names() and get_task(task).pair is not None
     policy = f"{agent.name}, reads {', '.join(agent.observe)}, leaves above {threshold:g}"
     if isinstance(agent, AtAlpha):
         policy += f", held at alpha {agent.alpha:.4g}"
@@ -84,7 +82,7 @@ def model_card(
         s="" if config.pooling == "first" else "s",
         max_tokens=config.max_tokens,
         policy=policy,
-        example='{"text": "...", "text_pair": "..."}' if pairs else '"..."',
+        example='{"text": "...", "text_pair": "..."}' if config.pair else '"..."',
         measured=_measured(evaluation),
     )
 

@@ -10,7 +10,6 @@ that are added up in another order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +17,11 @@ import torch
 
 from cee_gym.agents.at_alpha import lacks_a_speed
 from cee_gym.agents.base import Agent, check_layout, check_model
-from cee_gym.backbones.layers import LayerCall, narrow
+from cee_gym.backbones.layers import LayerCall
+from cee_gym.backbones.rows import narrow
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.exits.reader import EarlyExitModel
 from cee_gym.observation import layout_of
-from cee_gym.traces.texts import fingerprint
-
-if TYPE_CHECKING:
-    from cee_gym.onnx.model import OnnxModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +62,14 @@ class EarlyExitRuntime:
         BackboneError: if texts cannot be taken out of what the layers are given.
     """
 
-    def __init__(
-        self, model: "MultiExitModel | OnnxModel", agent: Agent, *, threshold: float = 0.5
-    ) -> None:
+    def __init__(self, model: EarlyExitModel, agent: Agent, *, threshold: float = 0.5) -> None:
         check_number("threshold", min(threshold, 1.0), 0)
         if not hasattr(agent, "layout"):
             raise CeeGymError(f"this {agent.name} agent has seen no environment: call learn first")
         layout = layout_of(agent.observe, model.num_layers, model.width, model.num_labels)
         check_layout(agent, layout)
         if agent.model is not None:
-            weights = fingerprint(model) if isinstance(model, MultiExitModel) else model.fingerprint
-            check_model(agent, weights)
+            check_model(agent, model.fingerprint)
         if lacks_a_speed(agent):
             raise CeeGymError(
                 f"this {agent.name} agent has a speed for every alpha: hold it at one by "
@@ -84,11 +77,8 @@ class EarlyExitRuntime:
             )
         self.model = model.eval()
         self._device = model.device
-        self._exits = (
-            [_Exit(model, layer) for layer in range(1, model.num_layers + 1)]
-            if isinstance(model, MultiExitModel)
-            else model.exits
-        )
+        # Looked up once: next to a layer of a small model that runs for one text, it would show.
+        self._exits = model.exits
         self._decider = agent.decider(threshold, self._device)
         self._has_memory = agent.has_memory
         self._asked = frozenset(agent.exit_layers(model.num_layers, threshold))
@@ -192,7 +182,7 @@ class Batch:
         lengths: int64 `[n]`, in tokens.
         hidden: `[n, T, H]`, T being the greatest length.
         calls: L, one per layer.
-        weights: `[n, 1, T]`, of the mean over tokens, where there is one.
+        weights: `[n, T]`, how much each token counts, where the exits need it.
         path: the observations so far, `[n, D]` each, if the agent has a memory.
     """
 
@@ -210,43 +200,8 @@ class Batch:
         longest, done = int(self.lengths.max()), self.layer
         self.hidden, self.calls[done:] = narrow(self.hidden, self.calls[done:], on_device, longest)
         if self.weights is not None:
-            self.weights = self.weights.index_select(0, on_device)[:, :, :longest]
+            self.weights = self.weights.index_select(0, on_device)[:, :longest]
         self.path = [observations.index_select(0, on_device) for observations in self.path]
-
-
-class _Exit:
-    """`MultiExitModel.exit` of one layer in eval mode, with all it takes looked up beforehand.
-
-    Next to a layer of a small model that runs for one text, the looking up is felt.
-    """
-
-    def __init__(self, model: MultiExitModel, layer: int) -> None:
-        self._first_only = model.config.pooling == "first"
-        self._norm = getattr(model.backbone, "final_norm", None)
-        self._pooler = model.poolers[(layer - 1) % len(model.poolers)]
-        self._head = model.heads[layer - 1]
-
-    def weights(self, attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """How much each token of `[B, T]` counts, `[B, 1, T]`; None where only the first does."""
-        if self._first_only:
-            return None
-        size, length = attention_mask.shape
-        if size == 1:  # without padding
-            return attention_mask.new_full((1, 1, length), 1 / length, dtype=dtype)
-        weights = attention_mask[:, None].to(dtype)
-        return weights / weights.sum(dim=2, keepdim=True)
-
-    def __call__(
-        self, hidden: torch.Tensor, weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._first_only:
-            hidden = hidden[:, 0]
-        if self._norm is not None:
-            hidden = self._norm(hidden)
-        if weights is not None:
-            hidden = torch.bmm(weights, hidden)[:, 0]
-        state = self._pooler(hidden).tanh()
-        return state, self._head(state)
 
 
 def observe(
