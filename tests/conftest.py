@@ -37,6 +37,21 @@ _SIZE: dict[str, Any] = {
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", _SIZE),
     "roberta": ("RobertaConfig", _SIZE),
+    "xlm-roberta": ("XLMRobertaConfig", _SIZE),
+    "mpnet": ("MPNetConfig", _SIZE),
+    "deberta-v2": (
+        "DebertaV2Config",
+        {
+            **_SIZE,
+            "relative_attention": True,
+            "position_buckets": 8,  # fewer than positions, so that far ones share a bucket
+            "norm_rel_ebd": "layer_norm",
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
     "albert": ("AlbertConfig", {**_SIZE, "embedding_size": 8}),
     "albert-2-groups": (
         "AlbertConfig",
