@@ -389,7 +389,7 @@ def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:
     message = refused(
         capsys, "build", "EarlyExit-BERT-MNLI", "--backbone", str(backbone), "--data", str(three)
     )
-    assert "2 classes" in message
+    assert "has exits for the classes negative, positive, in this order, and task mnli" in message
 
 
 def test_a_recording_of_ones_own_trains_by_the_plain_id(tmp_path, capsys) -> None:
