@@ -103,10 +103,10 @@ def play(
         leave = np.ones(env.num_envs, dtype=np.bool_)
         leave[busy] = decide(observations[busy], uniforms[row, rollout, layer[busy]])
         observations, rewards, free, _, info = env.step(np.where(leave, EXIT, CONTINUE))
+        played.returns[row, rollout] += rewards[busy]
         ended = busy & free
         row, rollout = job[ended] // num_rollouts, job[ended] % num_rollouts
         played.exits[row, rollout] = layer[ended]
-        played.returns[row, rollout] = rewards[ended]
         if ended.any():
             played.correct[row, rollout] = info["correct"][ended]
         layer += 1
