@@ -6,18 +6,18 @@ agents that learn from steps alone; those that change observations or the course
 refused, since a deployed policy would not find there what it was learned on.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import SyncVectorEnv, VectorRewardWrapper, VectorWrapper
 
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout
 from cee_gym.problem import Problem
 
-AnyEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
+AnyEnv = gym.Env[Any, Any] | VectorEnv
 
 # They change neither observations nor rewards nor when an episode ends.
 _WATCHERS = {
@@ -29,7 +29,6 @@ _WATCHERS = {
     "RenderCollection",
     "Monitor",
 }
-_CHANGE_REWARDS = {"NormalizeReward"}  # the others are of the classes of reward wrappers
 
 
 @dataclass(frozen=True)
@@ -53,37 +52,41 @@ def access(env: AnyEnv) -> Access:
     """What this environment lets an agent use.
 
     Raises:
-        CeeGymError: if it is none of cee-gym's, its rewards are vectors, or a wrapper changes its
-            observations or episodes.
+        CeeGymError: if it is none of cee-gym's or a vector of different ones, its rewards are
+            vectors, it has a single layer, or a wrapper changes its observations or episodes.
     """
     inner: Any = env.unwrapped
-    wrappers = list(_wrappers(env))
     if isinstance(inner, SyncVectorEnv):
-        wrappers += _wrappers(inner.envs[0])
-        inner = inner.envs[0].unwrapped
-    if hasattr(inner, "reward_space"):
+        found, *others = map(access, inner.envs)
+        if any(other != found for other in others):
+            raise CeeGymError(
+                "the environments of this vector environment differ in what they observe or pay: "
+                "make them all with the same arguments"
+            )
+    else:
+        found = _access_to(inner)
+    return replace(found, problem=None) if _changes_rewards(env) else found
+
+
+def _access_to(env: Any) -> Access:
+    """What a single or vector environment without wrappers lets an agent use."""
+    try:
+        layout, alpha_range, num_layers = dict(env.layout), env.alpha_range, env.num_layers
+    except AttributeError:
+        raise CeeGymError(f"agents learn in the environments of cee-gym, not in {env}") from None
+    if hasattr(env, "reward_space"):
         raise CeeGymError(
             "the rewards of this environment are vectors, and the agents here take numbers: make "
             "it without vector_reward, and alpha weighs them"
         )
-    try:
-        layout, alpha_range = dict(inner.layout), inner.alpha_range
-    except AttributeError:
-        raise CeeGymError(f"agents learn in the environments of cee-gym, not in {env}") from None
-    changed = False
-    for wrapper in wrappers:
-        if not _only_watches(wrapper):
-            changed = True
-            if not _changes_rewards(wrapper):
-                raise CeeGymError(
-                    f"{type(wrapper).__name__} changes what an agent observes or when an episode "
-                    "ends, and a deployed policy would not find that again: leave it out; what is "
-                    "observed is chosen by observe=..., and a part of your own is added by "
-                    "register_observation"
-                )
-    problem: Problem | None = getattr(inner, "problem", None)
-    model = problem.trace.header.model if problem is not None else None
-    return Access(layout, alpha_range, model, None if changed else problem)
+    if num_layers < 2:
+        raise CeeGymError(
+            "this environment has one layer, so there is nothing to decide: use a backbone of at "
+            "least two"
+        )
+    problem: Problem | None = getattr(env, "problem", None)
+    model = None if problem is None else problem.trace.header.model
+    return Access(layout, alpha_range, model, problem)
 
 
 def needs_problem(name: str, env: AnyEnv) -> CeeGymError:
@@ -95,32 +98,21 @@ def needs_problem(name: str, env: AnyEnv) -> CeeGymError:
     )
 
 
-def check_no_wrappers(env: AnyEnv, who: str) -> None:
-    """Refuses wrappers that do more than watch.
-
-    Raises:
-        CeeGymError: naming the wrapper.
-    """
-    for wrapper in _wrappers(env):
-        if not _only_watches(wrapper):
-            raise CeeGymError(
-                f"{who} steps the environment under {type(wrapper).__name__} and would pass over "
-                "what that does: leave it out, or put one of Stable-Baselines3's own around"
-            )
-
-
-def _wrappers(env: Any) -> Iterator[Any]:
+def _changes_rewards(env: Any) -> bool:
+    """Whether a wrapper around an environment changes rewards; refuses what changes more."""
+    changed = False
     while isinstance(env, gym.Wrapper | VectorWrapper):
-        yield env
+        kind = type(env)
+        known = kind.__module__.partition(".")[0] in ("gymnasium", "stable_baselines3")
+        if not (known and kind.__name__ in _WATCHERS):
+            changed = True
+            rewards = isinstance(env, gym.RewardWrapper | VectorRewardWrapper)
+            if not rewards and not (known and kind.__name__ == "NormalizeReward"):
+                raise CeeGymError(
+                    f"{kind.__name__} changes what an agent observes or does or when an episode "
+                    "ends, and a deployed policy would not find that again: leave it out; what is "
+                    "observed is chosen by observe=..., and a part of your own is added by "
+                    "register_observation"
+                )
         env = env.env
-
-
-def _only_watches(wrapper: Any) -> bool:
-    kind = type(wrapper)
-    known = kind.__module__.partition(".")[0] in ("gymnasium", "stable_baselines3")
-    return known and kind.__name__ in _WATCHERS
-
-
-def _changes_rewards(wrapper: Any) -> bool:
-    kinds = gym.RewardWrapper | gym.vector.VectorRewardWrapper
-    return isinstance(wrapper, kinds) or type(wrapper).__name__ in _CHANGE_REWARDS
+    return changed

@@ -47,7 +47,7 @@ class LongstaffSchwartz(NetworkAgent):
         seed: of the folds and, where alpha is a range, of an alpha for each instance.
     """
 
-    folds: int = number(5, 2)
+    folds: int = number(5, 2, 100)
 
     def learn(
         self,

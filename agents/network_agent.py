@@ -19,7 +19,7 @@ from cee_gym.policies.networks import ConfidenceRule, PerLayerPolicy, confidence
 from cee_gym.policies.per_layer import PerLayerScore, Start, make_network, states
 from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
-from cee_gym.settings import Range, number, one_of
+from cee_gym.settings import MOST_SEED, Range, number, one_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
@@ -72,7 +72,7 @@ class NetworkAgent(Agent):
         network: all networks; None before it has learned.
     """
 
-    seed: int = number(0, 0)
+    seed: int = number(0, 0, MOST_SEED)
     hidden_width = 0
     start: ClassVar[Start] = "equally_likely"
     is_probability: ClassVar[bool] = False
@@ -252,7 +252,7 @@ def _set_threshold(rule: ConfidenceRule, problem: Problem) -> None:
 
     Where alpha is a range, to the line through those at five prices.
     """
-    logits = confidence_logit(torch.from_numpy(problem.trace.confidence)).numpy()
+    logits = confidence_logit(torch.tensor(problem.trace.confidence)).numpy()
     grid = np.unique(np.quantile(logits[:, :-1], np.linspace(0, 1, 99)))
     exits = np.stack([first_exit(logits > threshold) for threshold in grid]) - 1
     low, high = problem.alpha

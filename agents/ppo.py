@@ -34,7 +34,7 @@ What early exit changes:
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
@@ -42,7 +42,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.nn.functional import logsigmoid, softplus
 
-from cee_gym.agents.access import AnyEnv
+from cee_gym.agents.access import AnyEnv, VectorEnv
 from cee_gym.agents.curves import Curves
 from cee_gym.agents.network_agent import STARTS, NetworkAgent
 from cee_gym.agents.presets import FEW, Preset
@@ -57,8 +57,6 @@ from cee_gym.settings import Range, number, one_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
-
-VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 
 @dataclass(frozen=True)

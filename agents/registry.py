@@ -122,9 +122,9 @@ def preset_for(name: str, task: str) -> "Preset":
 
 def describe(name: str) -> str:
     """What an agent does, in a line."""
-    from cee_gym.policies.rules import find_rule
+    from cee_gym.policies.base import SCORES
 
-    found = AGENTS.get(name) if name in AGENTS else find_rule(name)
+    found: type[Any] = AGENTS.get(name) if name in AGENTS else SCORES.get(name)
     return (found.__doc__ or "").splitlines()[0]
 
 
@@ -137,7 +137,7 @@ def _find(name: str) -> Callable[..., "Agent"]:
         find_algorithm(name)
         return lambda **given: SB3Agent(name, **given)
     module, _, short = name.rpartition(":")
-    if module and short not in AGENTS:
+    if module not in ("", "__main__"):
         import_user_module(module)
     if short in AGENTS:
         return AGENTS.get(name)
@@ -148,6 +148,8 @@ def _find(name: str) -> Callable[..., "Agent"]:
     if short in SCORES and issubclass(found := SCORES.get(name), Rule):
         rule: type[Rule] = found
         return lambda **given: RuleAgent(rule(**given))
+    if module == "__main__":
+        return AGENTS.get(name)
     names = [*agent_names(), "sb3:ALGORITHM", "sb3-contrib:ALGORITHM"]
     where = f" in {module}" if module else ""
     raise CeeGymError(f"unknown agent {short!r}{where}: {did_you_mean(short, names)}")

@@ -18,38 +18,39 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from cee_gym.agents.access import access, check_no_wrappers
+from cee_gym.agents.access import VectorEnv, access
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.envs.episode import check_options
 from cee_gym.errors import CeeGymError
 
 
 def make_sb3_vec_env(
-    env: str | EarlyExitVectorEnv, num_envs: int = 64, *, seed: int | None = None, **kwargs: Any
+    env: str | VectorEnv, num_envs: int = 64, *, seed: int | None = None, **kwargs: Any
 ) -> "SB3VecEnv":
     """A Stable-Baselines3 `VecEnv` over our vector environment.
 
     Args:
-        env: an id, or a vector environment with autoreset mode SameStep.
+        env: an id, or an `EarlyExitVectorEnv` with autoreset mode SameStep, or wrappers around one
+            that watch it or change its rewards.
         num_envs: how many, where an id is given.
         seed: of the draws; environment i takes seed + i.
         **kwargs: of the environment, where an id is given.
 
     Raises:
-        CeeGymError: if the environment is not ours, is wrapped, resets at another time or has
-            vector rewards.
+        CeeGymError: if the environment is not ours, resets at another time, has vector rewards, or
+            a wrapper changes its observations or episodes.
     """
     made = gym.make_vec(env, num_envs, **kwargs) if isinstance(env, str) else env
-    check_no_wrappers(made, "Stable-Baselines3")
-    vector = made.unwrapped
-    if not isinstance(vector, EarlyExitVectorEnv):
-        raise CeeGymError(f"make_sb3_vec_env takes a recorded environment, not {env}")
-    if vector.metadata["autoreset_mode"] != AutoresetMode.SAME_STEP:
+    if not isinstance(made.unwrapped, EarlyExitVectorEnv):
+        raise CeeGymError(
+            f"make_sb3_vec_env takes a vector environment over a recording, not {env}"
+        )
+    access(made)
+    if made.metadata["autoreset_mode"] != AutoresetMode.SAME_STEP:
         raise CeeGymError(
             "Stable-Baselines3 resets in the same step: use autoreset_mode='SameStep'"
         )
-    access(vector)  # refuses vector rewards
-    adapted = SB3VecEnv(vector)
+    adapted = SB3VecEnv(made)
     if seed is not None:
         adapted.seed(seed)
     return adapted
@@ -62,16 +63,15 @@ class SB3VecEnv(VecEnv):
     episode's length is its exit layer, and `is_success` whether the prediction was right.
 
     Args:
-        env: with autoreset mode SameStep.
+        env: what `make_sb3_vec_env` takes.
     """
 
-    def __init__(self, env: EarlyExitVectorEnv) -> None:
+    def __init__(self, env: VectorEnv) -> None:
         self.env = env
-        self.render_mode = env.render_mode
-        self.metadata = env.metadata
         self._actions: npt.NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
         self._start = time.perf_counter()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = env.metadata
 
     def reset(self) -> npt.NDArray[np.float32]:
         """Observations float32 `[n, D]`."""
@@ -84,9 +84,8 @@ class SB3VecEnv(VecEnv):
                 if not all(key in option for option in self._options):
                     raise CeeGymError(f"option {key!r} must be given to all environments, or none")
                 options[key] = np.array([option[key] for option in self._options])
-        observations, infos = self.env.reset(
-            seed=seeds if any(seed is not None for seed in seeds) else None, options=options
-        )
+        given: Any = seeds if any(seed is not None for seed in seeds) else None
+        observations, infos = self.env.reset(seed=given, options=options)
         self.reset_infos = [
             {key: infos[key][i].item() for key in ("instance", "alpha")}
             for i in range(self.num_envs)
@@ -142,7 +141,7 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of our vector environment, once for each index."""
-        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+        return [getattr(self.env.unwrapped, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Refuses: the environments are one, and share their attributes."""

@@ -29,7 +29,7 @@ from cee_gym.agents.base import Agent
 from cee_gym.agents.presets import FEW, Preset
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitVectorEnv
-from cee_gym.errors import CeeGymError, check_number, first_line
+from cee_gym.errors import CeeGymError, first_line
 from cee_gym.observation import space_of
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.sb3 import (
@@ -42,7 +42,7 @@ from cee_gym.policies.sb3 import (
     untrained,
 )
 from cee_gym.problem import Problem
-from cee_gym.settings import Range
+from cee_gym.settings import MOST_SEED, Range, check_setting
 
 PRESETS = {
     "sb3:ppo": Preset(
@@ -104,8 +104,8 @@ class SB3Agent(Agent):
                 raise CeeGymError(
                     f"{self.name}: {key} is kept with the agent as JSON, which {value!r} is not"
                 ) from None
-        check_number("num_envs", self._settings["num_envs"], 1)
-        check_number("seed", self._settings["seed"], 0)
+        check_setting("num_envs", self._settings["num_envs"], 1, whole=True)
+        check_setting("seed", self._settings["seed"], 0, MOST_SEED, whole=True)
         self.sb3: BaseAlgorithm | None = None
         self._env: AnyEnv | None = None
         # Tried at once, so that what does not work is known before hours of recording.
@@ -129,7 +129,7 @@ class SB3Agent(Agent):
     def _vectorised(self, env: AnyEnv, problem: Problem | None) -> VecEnv | AnyEnv:
         inner: Any = env.unwrapped
         if not isinstance(env, gym.Env):
-            return make_sb3_vec_env(env)  # type: ignore[arg-type]
+            return make_sb3_vec_env(env)
         if problem is not None:
             return make_sb3_vec_env(EarlyExitVectorEnv.of(inner, self._settings["num_envs"]))
         return env  # Stable-Baselines3 puts it into its Monitor and DummyVecEnv
@@ -178,7 +178,7 @@ class SB3Agent(Agent):
 
     def _prepared(self, env: AnyEnv, problem: Problem | None) -> BaseAlgorithm:
         """The algorithm over this environment, with the policy it has, and seeded."""
-        seed = self._settings["seed"] + self.timesteps
+        seed = (self._settings["seed"] + self.timesteps) % (MOST_SEED + 1)
         if self.sb3 is not None and env is self._env:
             self.sb3.set_random_seed(seed)
             return self.sb3

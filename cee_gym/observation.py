@@ -7,7 +7,7 @@
 | probs | C | the class probabilities its exit gives | 0, 1 |
 | entropy | 1 | their entropy, divided by log C | 0, 1 |
 | confidence | 1 | the largest of them | 0, 1 |
-| alpha | 1 | the price of one layer in this episode | its range, or 0 up where fixed |
+| alpha | 1 | the price of one layer in this episode | its range, or 0 to a million where fixed |
 
 A part is one function, which serves recorded, live and deployed states alike. A module of your own
 adds one:
@@ -30,6 +30,7 @@ from gymnasium.spaces import Box
 
 from cee_gym.errors import CeeGymError
 from cee_gym.registry import Registry
+from cee_gym.reward import MOST_ALPHA
 from cee_gym.traces.readout import log_softmax
 from cee_gym.traces.trace import Trace
 
@@ -56,7 +57,7 @@ class Seen:
         xp: the array library, numpy or `array_api_compat.torch`.
         sizes: of the backbone.
         layers: the number of the first and the last of the t exits, from 1.
-        alpha: the price of one layer: a number, or `[n, 1, 1]`.
+        alpha: the price of one layer: a number, or `[n, 1, 1]`; None where episodes differ in it.
         hidden: `[n, t, H]`.
         logits: float32 `[n, t, C]`; None where they were not recorded.
         confidence: `[n, t]`; by default computed from the logits.
@@ -77,12 +78,27 @@ class Seen:
         entropy: Array | None = None,
         prediction: Array | None = None,
     ) -> None:
-        self.xp, self.sizes, self.layers, self.alpha = xp, sizes, layers, alpha
+        self.xp, self.sizes, self.layers = xp, sizes, layers
         self.hidden = hidden
+        self._alpha = alpha
         self._logits = logits
         # Those that are given take the place of the cached properties.
         given = {"confidence": confidence, "entropy": entropy, "prediction": prediction}
         vars(self).update({name: array for name, array in given.items() if array is not None})
+
+    @property
+    def alpha(self) -> Array:
+        """The price of one layer, a number or `[n, 1, 1]`.
+
+        Raises:
+            CeeGymError: if each episode has its own, as those over a trace.
+        """
+        if self._alpha is None:
+            raise CeeGymError(
+                "a part of the observation is made of alpha, which each episode has its own of: "
+                "observe 'alpha' beside it instead"
+            )
+        return self._alpha
 
     @property
     def logits(self) -> Array:
@@ -204,7 +220,8 @@ def _confidence(seen: Seen) -> Array:
 
 @register_observation("alpha", low=0.0, high=np.inf)
 def _alpha(seen: Seen) -> Array:
-    return seen.alpha
+    alpha = seen.xp.asarray(seen.alpha, dtype=seen.xp.float32, device=seen.hidden.device)
+    return seen.xp.reshape(alpha, (-1, 1, 1))
 
 
 def layout_of(observe: Sequence[str], sizes: Sizes) -> Layout:
@@ -254,7 +271,7 @@ def space_of(layout: Layout, alpha: tuple[float, float]) -> Box:
 def allowed_alpha(layout: Layout, alpha: tuple[float, float]) -> tuple[float, float]:
     """What an episode may pay for a layer: a price in the range, where that is observed, or any."""
     low, high = alpha
-    return alpha if "alpha" in layout and low < high else (0.0, np.inf)
+    return alpha if "alpha" in layout and low < high else (0.0, MOST_ALPHA)
 
 
 def needs_path(parts: Sequence[str]) -> bool:
@@ -265,7 +282,7 @@ def needs_path(parts: Sequence[str]) -> bool:
 def observe_into(out: Floats, layout: Layout, seen: Seen) -> None:
     """Writes the observations of numpy arrays into float32 `[n, t, D]`."""
     for name, where in layout.items():
-        out[..., where] = PARTS.get(name).of(seen)
+        out[..., where] = _show(name, seen)
 
 
 def observe_last(parts: Sequence[str], seen: Seen) -> Array:
@@ -275,27 +292,43 @@ def observe_last(parts: Sequence[str], seen: Seen) -> Array:
         parts: in order.
         seen: what n instances have shown.
     """
-    columns = [PARTS.get(name).of(seen)[:, -1] for name in parts]
-    if len(columns) == 1 and len(columns[0]) == len(seen.hidden):
-        return columns[0]
-    shape = (len(seen.hidden), -1)
-    return seen.xp.concat(
-        [seen.xp.broadcast_to(one, (shape[0], one.shape[-1])) for one in columns], axis=1
-    )
+    xp, size = seen.xp, len(seen.hidden)
+    columns = [
+        xp.astype(xp.broadcast_to(one, (size, one.shape[1])), xp.float32, copy=False)
+        for one in (_show(name, seen)[:, -1] for name in parts)
+    ]
+    return columns[0] if len(columns) == 1 else xp.concat(columns, axis=1)
+
+
+def _show(name: str, seen: Seen) -> Array:
+    """A part, `[n, t, width]`, or what broadcasts to it.
+
+    Raises:
+        CeeGymError: if its function gives another shape.
+    """
+    part = PARTS.get(name)
+    shown, width = part.of(seen), part.width(seen.sizes)
+    if shown.ndim != 3 or shown.shape[2] != width:
+        raise CeeGymError(
+            f"part {name!r} of an observation must give [n, t, {width}], as it was registered, "
+            f"got {list(shown.shape)}"
+        )
+    return shown
 
 
 class RecordedObservations:
     """The observations of all states of a trace, by rows.
 
     They are held in memory where they fit, and computed from the trace at each call where not. The
-    column of alpha is 0 in them.
+    column of alpha, which each episode has its own of, is 0 in them.
 
     Args:
         trace: of N instances and L exits.
         observe: names of parts.
 
     Raises:
-        CeeGymError: if a part is unknown, or made of what the trace does not hold.
+        CeeGymError: if a part is unknown, made of what the trace does not hold, or of exits that it
+            does not say it reads.
 
     Attributes:
         layout: the columns of each part.
@@ -305,7 +338,8 @@ class RecordedObservations:
         self._trace = trace
         self.layout = layout_of(observe, Sizes(trace.num_layers, trace.width, trace.num_labels))
         self._shape = (len(trace), trace.num_layers, width_of(self.layout))
-        self._compute(slice(0, 1))  # refuses what the trace does not hold
+        self._shown = {name: where for name, where in self.layout.items() if name != "alpha"}
+        self._check_parts()
 
     def __getitem__(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
         """Those of some instances, float32 `[B, L, D]`; to be read only."""
@@ -331,33 +365,50 @@ class RecordedObservations:
         """All of them, float32 `[N, L, D]`, read-only; None where that is too large for memory."""
         if int(np.prod(self._shape)) * 4 > MOST_BYTES_IN_MEMORY:
             return None
-        table = np.empty(self._shape, dtype=np.float32)
+        table = np.zeros(self._shape, dtype=np.float32)
         at_a_time = max(1, _BYTES_AT_A_TIME // table[0].nbytes)
         for start in range(0, len(table), at_a_time):
             rows = slice(start, start + at_a_time)
-            observe_into(table[rows], self.layout, self._seen(rows))
+            observe_into(table[rows], self._shown, self._seen(rows, slice(None)))
         table.setflags(write=False)
         return table
 
     def _compute(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
-        seen = self._seen(rows)
-        out = np.empty((len(seen.hidden), *self._shape[1:]), dtype=np.float32)
-        observe_into(out, self.layout, seen)
+        seen = self._seen(rows, slice(None))
+        out = np.zeros((len(seen.hidden), *self._shape[1:]), dtype=np.float32)
+        observe_into(out, self._shown, seen)
         return out
 
-    def _seen(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Seen:
+    def _seen(self, rows: npt.NDArray[np.integer[Any]] | slice, exits: slice) -> Seen:
         trace = self._trace
+        first, end, _ = exits.indices(trace.num_layers)
         return Seen(
             np,
             Sizes(trace.num_layers, trace.width, trace.num_labels),
-            (1, trace.num_layers),
-            0.0,
-            trace.states[rows],
-            None if trace.logits is None else trace.logits[rows],
-            confidence=trace.confidence[rows],
-            entropy=trace.entropy[rows],
-            prediction=trace.prediction[rows],
+            (first + 1, end),
+            None,
+            np.asarray(trace.states[rows][:, exits], dtype=np.float32),
+            None if trace.logits is None else trace.logits[rows][:, exits],
+            confidence=trace.confidence[rows][:, exits],
+            entropy=trace.entropy[rows][:, exits],
+            prediction=trace.prediction[rows][:, exits],
         )
+
+    def _check_parts(self) -> None:
+        """Shows some states as a running model would, which has not run the exits after them."""
+        rows, end = slice(0, 8), (self._shape[1] + 1) // 2
+        everything = self._compute(rows)[:, end - 1]
+        for name, where in self._shown.items():
+            path = PARTS.get(name).path
+            seen = self._seen(rows, slice(0 if path else end - 1, end))
+            if not np.allclose(everything[:, where], observe_last([name], seen), atol=1e-4):
+                raise CeeGymError(
+                    f"part {name!r} of an observation reads exits after the present one: it is "
+                    "to read those up to it"
+                    if path
+                    else f"part {name!r} of an observation reads other exits than the present one: "
+                    "register it with path=True, and let it read none after that"
+                )
 
 
 # They live as long as a problem uses them, so that all prices and rewards share one.
@@ -366,7 +417,8 @@ _recorded: WeakValueDictionary[tuple[Any, ...], RecordedObservations] = WeakValu
 
 def recorded_observations(trace: Trace, observe: Sequence[str]) -> RecordedObservations:
     """The observations of a trace; equal arguments give the same object."""
-    key = (trace, tuple(observe))
+    # The part itself too, as a name may be given to another function.
+    key = (trace, *((name, PARTS.get(name)) for name in observe))
     found = _recorded.get(key)
     if found is None:
         found = _recorded[key] = RecordedObservations(trace, observe)

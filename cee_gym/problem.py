@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
-from cee_gym.hardness import memorized_layer
-from cee_gym.observation import Layout, recorded_observations
-from cee_gym.reward import Reward, alpha_range
+from cee_gym.hardness import HARDNESS, memorized_layer
+from cee_gym.observation import PARTS, Layout, recorded_observations
+from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.recordings import find_recording, open_split
 from cee_gym.traces.trace import Trace
 
@@ -89,6 +89,11 @@ class Problem:
         """The class each exit gives, int64 `[N, L]`."""
         return _frozen(self.trace.prediction.astype(np.int64))
 
+    @cached_property
+    def states(self) -> "States":
+        """The tables by state, as environments that step many at once read them."""
+        return States(self)
+
     @property
     def alpha_column(self) -> int | None:
         """The column of an observation that each episode sets to its alpha, if there is one."""
@@ -125,13 +130,45 @@ class Problem:
         return observations
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_problem, (self.trace, self.reward, self._observe, self.alpha)
+        observe = tuple(PARTS.full_name(part) for part in self._observe)
+        return shared_problem, (self.trace, self.reward, observe, self.alpha)
 
     def __copy__(self) -> "Problem":
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Problem":
         return self
+
+
+class States:
+    """What each state shows, and what leaving it comes to; all read-only.
+
+    A state is row `instance * L + layer - 1` of each of them.
+
+    Args:
+        problem: of N instances and L exits.
+
+    Attributes:
+        rows: the observations, float32 `[N * L, D]`; None where they are too large for memory.
+        quality: float64 `[N * L]`.
+        price: float64 `[N * L]`.
+        prediction: int64 `[N * L]`.
+        correct: bool `[N * L]`.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        table = problem.recorded.table
+        self.rows: Floats | None = None if table is None else table.reshape(-1, table.shape[-1])
+        self.quality = _frozen(problem.quality.astype(np.float64)).reshape(-1)
+        self.price = _frozen(problem.price.astype(np.float64)).reshape(-1)
+        self.prediction = problem.prediction.reshape(-1)
+        self.correct = problem.correct.reshape(-1)
+
+    @cached_property
+    def views(self) -> npt.NDArray[np.object_]:
+        """A view of each row, `[N * L]`: making one takes longer than copying its row."""
+        assert self.rows is not None
+        return np.fromiter(self.rows, object, len(self.rows))
 
 
 # A problem lives as long as an environment uses it, so that a thousand environments share one.
@@ -142,10 +179,13 @@ def shared_problem(
     trace: Trace, reward: Reward, observe: Sequence[str], alpha: float | Sequence[float]
 ) -> Problem:
     """The problem of these arguments; equal ones give the same object."""
+    alpha = alpha_range(alpha)
     costs = reward.exit_cost(np.asarray(trace.header.depths)).tobytes()
+    # Functions, not only their names, as a name may be given to another one.
+    quality, parts = QUALITIES.get(reward.quality), [PARTS.get(name) for name in observe]
     key = (
-        *(trace, reward.quality, _key(reward.hardness), costs, reward.deterministic),
-        *(tuple(observe), alpha_range(alpha)),
+        *(trace, quality, _key(reward.hardness), costs, reward.deterministic),
+        *(tuple(observe), *parts, alpha),
     )
     problem = _problems.get(key)
     if problem is None:
@@ -175,21 +215,22 @@ def open_problem(
     Raises:
         CeeGymError: if there is no such trace, or an argument does not fit.
     """
+    alpha = alpha_range(alpha)
+    if isinstance(observe, str):
+        raise CeeGymError(f"observe must name parts, such as {OBSERVE}, got {observe!r}")
     if trace is None:
         if recording is None:
             raise CeeGymError("EarlyExit needs a trace: give trace=PATH, or make a benchmark's id")
         trace = find_recording(recording)
     if not isinstance(trace, Trace):
         trace = open_split(trace, split)
-    if isinstance(observe, str):
-        raise CeeGymError(f"observe must name parts, such as {OBSERVE}, got {observe!r}")
     return shared_problem(trace, Reward.named(reward), observe, alpha)
 
 
-def _key(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    return np.asarray(value, dtype=np.float64).tobytes()
+def _key(hardness: Any) -> Any:
+    if isinstance(hardness, str):
+        return HARDNESS.get(hardness)
+    return None if hardness is None else hardness.tobytes()
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

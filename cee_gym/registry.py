@@ -60,23 +60,28 @@ class Registry(Generic[T]):
                 imported.
         """
         module, _, short = name.rpartition(":")
-        if module and short not in self._entries:
-            if module == "__main__":
-                raise CeeGymError(
-                    f"the {self.kind} {short!r} was defined in a script that was run by itself: "
-                    "put it into a module and import that, or define it here again"
-                )
+        if module == "__main__" and short not in self._entries:
+            raise CeeGymError(
+                f"the {self.kind} {short!r} was defined in a script that was run by itself: put it "
+                "into a module and import that, or define it here again"
+            )
+        if module not in ("", "__main__"):
             import_user_module(module)
         if short not in self._entries and short in self._own and not module:
             where, _, attribute = self._own[short].partition(":")
             self._entries[short] = getattr(import_module(where), attribute)
             self._modules[short] = where
-        if short not in self._entries:
+        if short not in self._entries or not self._is_of(short, module):
             where = f" in {module}" if module else ""
             raise CeeGymError(
                 f"unknown {self.kind} {short!r}{where}: {did_you_mean(short, list(self))}"
             )
         return self._entries[short]
+
+    def _is_of(self, name: str, module: str) -> bool:
+        """Whether an entry is that of a module, or of another one in the same package."""
+        packages = {one.partition(".")[0] for one in (self._modules[name], module)}
+        return module in ("", "__main__") or len(packages) == 1
 
     def full_name(self, name: str) -> str:
         """The name by which another process finds the entry: `MODULE:NAME` for a user's own.

@@ -144,15 +144,34 @@ class Reward:
 
     def __post_init__(self) -> None:
         QUALITIES.get(self.quality)
+        # Full names, by which another process finds them too.
+        self._set("quality", QUALITIES.full_name(self.quality))
         if isinstance(self.hardness, str):
             HARDNESS.get(self.hardness)
-        if isinstance(self.cost, str | os.PathLike) and not self._names_a_cost:
+            self._set("hardness", HARDNESS.full_name(self.hardness))
+        elif self.hardness is not None:
+            weight = _numbers(self.hardness).copy()
+            weight.setflags(write=False)
+            self._set("hardness", weight)
+        if isinstance(self.cost, str) and (self.cost in COSTS or ":" in self.cost):
+            COSTS.get(self.cost)
+            self._set("cost", COSTS.full_name(self.cost))
+        elif isinstance(self.cost, str | os.PathLike):
             if isinstance(self.cost, str) and not Path(self.cost).exists():
                 raise CeeGymError(
                     f"cost {self.cost!r} is unknown: use {', '.join(map(repr, COSTS))}, one number "
                     "per exit, or the path of a profile (cee-gym profile)"
                 )
-            object.__setattr__(self, "cost", CostModel.load(self.cost))
+            self._set("cost", CostModel.load(self.cost))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     @classmethod
     def paper(cls) -> Self:
@@ -177,10 +196,6 @@ class Reward:
         )
 
     @property
-    def _names_a_cost(self) -> bool:
-        return isinstance(self.cost, str) and (self.cost in COSTS or ":" in self.cost)
-
-    @property
     def deterministic(self) -> bool:
         """False where the cost was measured.
 
@@ -196,8 +211,18 @@ class Reward:
         return quality.low, quality.high
 
     def quality_of(self, exits: Exits) -> Floats:
-        """What leaving at each exit achieves, float32 `[..., L]`."""
-        return np.asarray(QUALITIES.get(self.quality).of(exits), dtype=np.float32)
+        """What leaving at each exit achieves, float32 `[..., L]`.
+
+        Raises:
+            CeeGymError: if the quality gives anything but finite numbers of this shape.
+        """
+        found = _numbers(QUALITIES.get(self.quality).of(exits), np.float32)
+        if found.shape != exits.correct.shape or not np.isfinite(found).all():
+            raise CeeGymError(
+                f"quality {self.quality!r} must give a finite number for each exit, "
+                f"{list(exits.correct.shape)}, got shape {list(found.shape)}"
+            )
+        return found
 
     def price_of(self, exits: Exits, depths: npt.NDArray[np.int64]) -> Floats:
         """What leaving at each exit costs, in units of alpha, float32 `[N, L]`.
@@ -273,8 +298,8 @@ def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _numbers(values: Any) -> npt.NDArray[np.float64]:
+def _numbers(values: Any, dtype: Any = np.float64) -> npt.NDArray[Any]:
     try:
-        return np.asarray(values, dtype=np.float64)
+        return np.asarray(values, dtype=dtype)
     except (TypeError, ValueError):
         return np.array(np.nan)

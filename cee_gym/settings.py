@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from cee_gym.errors import CeeGymError, check_number
 
+MOST_SEED = 2**32 - 1  # numpy and torch take no higher ones
+
 
 class Range(NamedTuple):
     """Numbers to search, from low to high, both included; whole ones where both are whole.
@@ -65,14 +67,24 @@ def check_settings(settings: Any, prefix: str = "") -> None:
     for setting in fields(settings):
         value, name = getattr(settings, setting.name), prefix + setting.name
         if "range" in setting.metadata:
-            kind = int if isinstance(setting.default, int) else int | float
-            if not isinstance(value, kind) or isinstance(value, bool):
-                kinds = "a whole number" if kind is int else "a number"
-                raise CeeGymError(f"{name} must be {kinds}, got {value!r}")
-            check_number(name, value, *setting.metadata["range"])
+            whole = isinstance(setting.default, int)
+            check_setting(name, value, *setting.metadata["range"], whole=whole)
         elif "choices" in setting.metadata and value not in setting.metadata["choices"]:
             known = " or ".join(map(repr, setting.metadata["choices"]))
             raise CeeGymError(f"{name} {value!r} is unknown: use {known}")
+
+
+def check_setting(
+    name: str, value: Any, least: float, most: float = math.inf, *, whole: bool = False
+) -> None:
+    """Refuses what is not a number, or not a whole one where it has to be, or out of range.
+
+    Raises:
+        CeeGymError: naming the setting, its value and its range.
+    """
+    if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
+        raise CeeGymError(f"{name} must be a {'whole ' * whole}number, got {value!r}")
+    check_number(name, value, least, most)
 
 
 def settings_of(settings: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cee_gym.envs import render
 from cee_gym.envs.draws import alpha_block, instance_block
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.observation import Layout, allowed_alpha, space_of
-from cee_gym.reward import Reward
+from cee_gym.reward import MOST_ALPHA, Reward
 
 CONTINUE = 0
 EXIT = 1
@@ -246,5 +246,5 @@ def check_alphas(alphas: npt.ArrayLike, allowed: tuple[float, float]) -> None:
     low, high = allowed
     wrong = values[(values < low) | (values > high)]
     if wrong.size:
-        why = "at least 0" if high == np.inf else f"in [{low}, {high}], the range that is observed"
+        why = f"{low:g} to {high:g}" + ", the range that is observed" * (high != MOST_ALPHA)
         raise CeeGymError(f"option 'alpha' must be {why}, got {wrong.flat[0]}")

@@ -1,8 +1,9 @@
 """The environment over a live model: its layers run one at a time, and stop at the exit."""
 
+import copy
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward
 from cee_gym.envs.render import Readings
 from cee_gym.errors import CeeGymError, DataError
 from cee_gym.observation import Seen, Sizes, layout_of, observe_into, width_of
-from cee_gym.problem import OBSERVE, Problem
+from cee_gym.problem import OBSERVE, Problem, shared_problem
 from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.readout import Readout, read_out
+from cee_gym.traces.recordings import open_trace
 from cee_gym.traces.texts import fingerprint
 from cee_gym.traces.trace import Trace
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cee_gym.exits.classifier import MultiExitModel
+
+
+# What copies of an environment share; the calls of layers and their inputs are never written to.
+_SHARED = ("model", "tokenizer", "data", "_mask", "_hidden", "_layers")
 
 
 class LiveEarlyExitEnv(EpisodeEnv):
@@ -66,6 +72,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
         max_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        alpha = alpha_range(alpha)
         self.model = model
         self.tokenizer = tokenizer
         self.data = data
@@ -77,39 +84,45 @@ class LiveEarlyExitEnv(EpisodeEnv):
                 f"quality {pay.quality!r} looks at deeper exits than the one that is left, which a "
                 "live environment does not run: use another one, or a recorded environment"
             )
-        depths = np.arange(1, model.num_layers + 1)
-        self._memorized_layer: npt.NDArray[np.int64] | None = None
+        self._problem: Problem | None = None
         if trace is not None:
-            trace = trace if isinstance(trace, Trace) else Trace.open(trace)
-            rows = _rows_in_trace(data, trace)
+            trace = trace if isinstance(trace, Trace) else open_trace(trace)
+            self._rows = _rows_in_trace(data, trace)
             if trace.num_layers != model.num_layers:
                 raise CeeGymError(
                     f"the trace at {trace.path} has {trace.num_layers} layers, the model "
                     f"{model.num_layers}: give the trace of this model"
                 )
-            problem = Problem(trace, pay)
-            self._price = problem.price[rows]
-            self._memorized_layer = problem.memorized_layer[rows]
+            self._problem = shared_problem(trace, pay, OBSERVE, alpha)
         elif pay.hardness is None:
             if isinstance(pay.cost, CostModel):
                 pay.cost.check_model(fingerprint(model))
-            cost = pay.exit_cost(depths).astype(np.float32)
-            self._price = np.broadcast_to(cost, (len(data), model.num_layers))
+            self._cost = pay.exit_cost(np.arange(1, model.num_layers + 1)).astype(np.float32)
         else:
+            hardness = repr(pay.hardness) if isinstance(pay.hardness, str) else "of each instance"
             raise CeeGymError(
-                f"hardness {pay.hardness!r} is read from a trace of the model: give trace=PATH, or "
+                f"hardness {hardness} is read from a trace of the model: give trace=PATH, or "
                 "a reward with hardness=None, such as 'correctness'"
             )
+        price = self._cost if self._problem is None else self._problem.price[self._rows]
         self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
         super().__init__(
             num_instances=len(data),
             num_layers=model.num_layers,
             layout=layout_of(observe, self._sizes),
-            alpha=alpha_range(alpha),
-            reward_space=vector_reward_space(pay, self._price) if vector_reward else None,
+            alpha=alpha,
+            reward_space=vector_reward_space(pay, price) if vector_reward else None,
             deterministic=pay.deterministic,
             render_mode=render_mode,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Its episode and draws are its own; model and data, which never change, are shared."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        own = {name: value for name, value in vars(self).items() if name not in _SHARED}
+        vars(twin).update(copy.deepcopy(own, memo))
+        return twin
 
     def _enter_layer(self) -> None:
         with torch.inference_mode():
@@ -145,13 +158,18 @@ class LiveEarlyExitEnv(EpisodeEnv):
         return out[0, -1].copy()
 
     def _outcome(self) -> Outcome:
-        read, memorized = self._read(), self._memorized_layer
+        read, problem = self._read(), self._problem
+        if problem is None:
+            price, memorized_layer = self._cost, None
+        else:
+            row = self._rows[self.instance]
+            price, memorized_layer = problem.price[row], int(problem.memorized_layer[row])
         return Outcome(
             quality=float(self._reward.quality_of(read)[0, -1]),
-            price=float(self._price[self.instance, self.layer - 1]),
+            price=float(price[self.layer - 1]),
             prediction=int(read.prediction[0, -1]),
             correct=bool(read.correct[0, -1]),
-            memorized_layer=None if memorized is None else int(memorized[self.instance]),
+            memorized_layer=memorized_layer,
         )
 
     def _readings(self) -> Readings:

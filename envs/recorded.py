@@ -25,9 +25,8 @@ class EarlyExitEnv(EpisodeEnv):
     `Discrete(2)`: 0 continues to the next layer, 1 exits. At layer L both exit.
 
     ## Observation space
-    A float32 `Box` `[D]` made of the parts named in `observe`, in that order:
-
-    by default the hidden state and the layer; `cee_gym.observation` lists them, and how to add one.
+    A float32 `Box` `[D]` made of the parts named in `observe`, in that order: by default the hidden
+    state and the layer. `cee_gym.observation` lists the parts, and says how to add one.
 
     ## Rewards
     0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default, as in the
@@ -51,7 +50,7 @@ class EarlyExitEnv(EpisodeEnv):
     Args:
         recording: the id of a benchmark; an id that `gymnasium.make` knows brings it along.
         trace: instead, the path of a recording or of a single trace, or an open `Trace`, which is
-            taken as it is. (`gymnasium.make` copies an open trace: give it a path.)
+            taken as it is.
         split: `"train"`, `"calibration"`, `"dev"` or `"test"`.
         alpha: the price of one layer, or the range `(low, high)` from which each episode draws it.
         reward: a `cee_gym.Reward`; or `"paper"`, or the name of a quality, such as

@@ -117,22 +117,6 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        # A state is row `instance * L + layer - 1` of each of these.
-        table = problem.recorded.table
-        self._rows = None if table is None else table.reshape(-1, table.shape[-1])
-        self._quality, self._price, self._prediction, self._correct = (
-            array.reshape(-1)
-            for array in (
-                problem.quality.astype(np.float64),
-                problem.price.astype(np.float64),
-                problem.prediction,
-                problem.correct,
-            )
-        )
-        # Making a view costs more than copying its row, so they are made once, where memory allows.
-        self._views: npt.NDArray[np.object_] | None = None
-        if self._rows is not None and len(self._rows) <= MOST_VIEWS_KEPT:
-            self._views = np.fromiter(self._rows, object, len(self._rows))
         self._alpha_column = problem.alpha_column
         self._allowed_alpha = allowed_alpha(self.layout, self.alpha_range)
 
@@ -331,8 +315,9 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         return self._spread({"instance": self._instance[envs], "alpha": self._alpha[envs]}, envs)
 
     def _leave(self, envs: Ints, states: Ints) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
-        quality, price = self._quality[states], self._price[states]
-        correct, layer = self._correct[states], self._layer[envs]
+        all_states = self.problem.states
+        quality, price = all_states.quality[states], all_states.price[states]
+        correct, layer = all_states.correct[states], self._layer[envs]
         if self._vector_reward:
             reward = np.stack([quality, np.negative(price)], axis=1)
         else:
@@ -340,7 +325,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         return reward, {
             "exit_layer": layer,
             "saved_layers": 1 - layer / self.num_layers,
-            "prediction": self._prediction[states],
+            "prediction": all_states.prediction[states],
             "correct": correct,
             "is_success": correct,
             "reward_components": {"quality": quality, "price": price},
@@ -351,26 +336,29 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         return self._instance[envs] * self.num_layers + (self._layer[envs] - 1)
 
     def _observe(self) -> Observation:
-        if self._rows is None:
+        rows = self.problem.states.rows
+        if rows is None:
             observations = self.problem.recorded.at(self._instance, self._layer)
         else:
-            observations = self._rows.take(self._states(), axis=0)
+            observations = rows.take(self._states(), axis=0)
         if self._alpha_column is not None:
             observations[:, self._alpha_column] = self._alpha
         return observations
 
     def _final_observations(self, envs: Ints, states: Ints) -> npt.NDArray[np.object_]:
-        if self._alpha_column is None:
-            if self._views is not None:
-                return self._views[states]
-            if self._rows is not None:
-                rows = self._rows
-                return np.fromiter(map(rows.__getitem__, states.tolist()), object, len(states))
-        rows = self.problem.recorded.at(self._instance[envs], self._layer[envs])
+        rows = self.problem.states.rows
+        if rows is None:
+            observations = self.problem.recorded.at(self._instance[envs], self._layer[envs])
+        elif self._alpha_column is not None:
+            observations = rows.take(states, axis=0)
+        elif len(rows) <= MOST_VIEWS_KEPT:
+            return self.problem.states.views[states]
+        else:
+            return np.fromiter(map(rows.__getitem__, states.tolist()), object, len(states))
         if self._alpha_column is not None:
-            rows[:, self._alpha_column] = self._alpha[envs]
-        rows.setflags(write=False)
-        return np.fromiter(rows, object, len(states))
+            observations[:, self._alpha_column] = self._alpha[envs]
+        observations.setflags(write=False)
+        return np.fromiter(observations, object, len(states))
 
     def _spread(
         self, values: dict[str, Any], envs: Ints, mask: Bools | None = None

@@ -15,8 +15,8 @@ import tyro
 from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
 from cee_gym.errors import CeeGymError, DataError, did_you_mean
 from cee_gym.tasks import get_task, task_names
+from cee_gym.tasks.files import Row, read_jsonl, read_table, without_mark
 from cee_gym.tasks.labels import LabelColumn
-from cee_gym.tasks.rows import Row, read_jsonl, read_table, without_mark
 
 if TYPE_CHECKING:
     from cee_gym.exits import MultiExitModel

@@ -196,7 +196,7 @@ class EarlyExitRuntime:
             xp,
             self._sizes,
             (first, layer),
-            torch.full((1, 1, 1), self.decider.alpha, device=state.device),
+            self.decider.alpha,
             states.float(),
             all_logits.float(),
         )

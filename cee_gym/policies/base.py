@@ -286,11 +286,15 @@ class ExitPolicy:
             on: the problem of a split to choose on, such as calibration.
 
         Raises:
-            CeeGymError: if it saves less at any speed, or not one of the two is given.
+            CeeGymError: if there is no such speed, or not one of the two is given.
         """
         from cee_gym.policies.speeds import Speed, measure_speeds
 
         speed = Speed(saved_layers=saved_layers, points_lost=points_lost)
+        if not speed.given:
+            raise CeeGymError(
+                "a budget is a share of saved_layers or points_lost: give one of them"
+            )
         return speed.choose(self, measure_speeds(self, on))
 
     def check_has_every_price(self) -> None:

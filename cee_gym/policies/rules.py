@@ -24,19 +24,20 @@ A module of your own adds one, which `--agent MODULE:NAME` then trains, evaluate
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout, Sizes, layout_of
-from cee_gym.policies.base import SCORES, ExitPolicy, Floats, Score, register_policy
-from cee_gym.settings import Range, check_settings, number, settings_of
+from cee_gym.policies.base import ExitPolicy, Floats, Score, register_policy
+from cee_gym.settings import MOST_SEED, Range, check_settings, number, settings_of
 
 if TYPE_CHECKING:
     import torch
+
+MOST_LAYERS = 1000  # more than any backbone has
 
 
 class Observed(Protocol):
@@ -84,23 +85,6 @@ class Rule(Score):
     ) -> Self:
         """The rule with these arguments."""
         return cls(**settings)
-
-
-def find_rule(name: str) -> type[Rule]:
-    """The rule of this name.
-
-    Raises:
-        CeeGymError: if there is none, or the policy of this name has to be learned.
-    """
-    found = SCORES.get(name)
-    if not issubclass(found, Rule):
-        raise CeeGymError(f"{name} is no rule: a policy of this kind is learned by an agent")
-    return found
-
-
-def rule_names() -> list[str]:
-    """The names of all rules known so far."""
-    return [name for name in SCORES if issubclass(SCORES.get(name), Rule)]
 
 
 def full_depth(sizes: Sizes) -> ExitPolicy:
@@ -159,7 +143,7 @@ class Patience(Rule):
             of which there is one less.)
     """
 
-    patience: int = number(3, 1, search=Range(1, 6))
+    patience: int = number(3, 1, MOST_LAYERS, search=Range(1, 6))
     reads = ("probs",)
     has_memory = True
 
@@ -197,7 +181,7 @@ class PCEE(Rule):
     """
 
     threshold: float = number(0.3, 0, 1, search=Range(0.0, 1.0))
-    patience: int = number(2, 1, search=Range(1, 6))
+    patience: int = number(2, 1, MOST_LAYERS, search=Range(1, 6))
     reads = ("entropy",)
     has_memory = True
 
@@ -260,7 +244,7 @@ class FixedLayer(Rule):
         layer: from 1.
     """
 
-    layer: int = number(1, 1, search=Range(1, 12))
+    layer: int = number(1, 1, MOST_LAYERS, search=Range(1, 12))
     reads = ("layer",)
 
     @property
@@ -289,8 +273,7 @@ class RandomExit(Rule):
     """
 
     probability: float = number(0.5, 0, 1)
-    seed: int = number(0, 0)
-    _rng: np.random.Generator = field(init=False, repr=False)
+    seed: int = number(0, 0, MOST_SEED)
     reads = ("layer",)
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ class Speeds:
 def measure_speeds(policy: ExitPolicy, problem: Problem) -> Speeds:
     """Measures the operating points of a policy.
 
-    Thresholds are at quantiles of its scores. A policy that was learned for a range of prices is
+    Thresholds are about quantiles of its scores. A policy that was learned for a range of prices is
     measured at prices all over the range and 1/2; above 1/2 at the lowest, where it may leave early
     all the same, and below 1/2 at the highest.
 
@@ -122,10 +122,15 @@ def measure_speeds(policy: ExitPolicy, problem: Problem) -> Speeds:
 
 
 def _thresholds(scores: Floats) -> list[float]:
-    """Thresholds worth trying, the highest first."""
+    """Thresholds worth trying, the highest first.
+
+    They are halfway between scores: on one, how it is rounded would decide who leaves.
+    """
     free = scores[:, :-1] if scores.shape[1] > 1 else scores
     grid = np.unique(np.quantile(free, np.linspace(0, 1, _THRESHOLDS), method="lower"))
-    return [NEVER, *(t for t in grid[::-1].tolist() if t < NEVER), AT_ONCE]
+    ordered = np.unique(free).astype(np.float64)
+    above = ordered[np.searchsorted(ordered, grid[:-1], side="right")]
+    return [NEVER, *((grid[:-1] + above) / 2)[::-1].tolist(), AT_ONCE]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cee_gym.errors import DataError, first_line
 from cee_gym.tasks.base import Task
+from cee_gym.tasks.files import Row, read_jsonl, read_table
 from cee_gym.tasks.labels import LabelColumn
-from cee_gym.tasks.rows import Row, read_jsonl, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -77,7 +77,7 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
     """
     path = Path(path).expanduser()
     if (path / FILE).is_file():
-        trace = _open(path)
+        trace = open_trace(path)
         if trace.header.split != split:
             raise TraceError(
                 f"the trace at {path} is of split {trace.header.split!r}, not {split!r}: "
@@ -91,11 +91,16 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
         raise TraceError(
             f"the recording at {path} has no split {split!r}; it has {', '.join(splits)}"
         )
-    return _open(path / split)
+    return open_trace(path / split)
 
 
-def _open(path: Path) -> Trace:
-    path = path.resolve()
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Opens a single trace; one that is open already is not opened twice.
+
+    Raises:
+        TraceError: if there is none, or it is damaged.
+    """
+    path = Path(path).expanduser().resolve()
     trace = _opened.get(path)
     if trace is None or trace.header != read_header(path):  # it may have been recorded anew
         trace = _opened[path] = Trace.open(path)

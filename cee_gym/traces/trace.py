@@ -222,7 +222,9 @@ def file_hash(file: Path) -> str:
 
 def _open_again(path: Path, fingerprint: str) -> Trace:
     """What a pickled trace is read by."""
-    trace = Trace.open(path)
+    from cee_gym.traces.recordings import open_trace  # which imports this module
+
+    trace = open_trace(path)
     if trace.fingerprint != fingerprint:
         raise TraceError(
             f"the trace at {path} has been recorded anew: it is {trace.fingerprint}, what was "

@@ -22,6 +22,7 @@ from cee_gym.backbones.layers import _path_of_the_layers
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
+from cee_gym.reward import Reward
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.texts import collect
 from cee_gym.traces.trace import Trace
@@ -124,8 +125,8 @@ def test_vector_reward_is_the_same_live_as_recorded(
 ) -> None:
     model = make_model()
     trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
-    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, reward="vector")
-    recorded = EarlyExitEnv(trace=trace, reward="vector")
+    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, vector_reward=True)
+    recorded = EarlyExitEnv(trace=trace, vector_reward=True)
     assert live.reward_space == recorded.reward_space
     for instance in range(len(data)):
         for env in (live, recorded):
@@ -182,7 +183,7 @@ def test_layers_after_the_exit_do_not_run_and_none_runs_twice(
     tokenizer: BertTokenizer, data: Dataset, exit_layer: int
 ) -> None:
     model = make_model()
-    env = LiveEarlyExitEnv(model, tokenizer, data, hardness=None, render_mode="ansi")
+    env = LiveEarlyExitEnv(model, tokenizer, data, reward=Reward(hardness=None), render_mode="ansi")
     with counted_calls(model) as calls:
         env.reset(seed=0)
         for layer in range(1, exit_layer):
@@ -214,7 +215,7 @@ def test_real_weights_and_text_are_the_same_live_as_recorded(tmp_path: Path, sha
 
 
 def test_checker_has_nothing_to_say(tokenizer: BertTokenizer, data: Dataset) -> None:
-    env = LiveEarlyExitEnv(make_model(), tokenizer, data, hardness=None, observe=ALL)
+    env = LiveEarlyExitEnv(make_model(), tokenizer, data, reward=Reward(hardness=None), observe=ALL)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # It was not made by gymnasium.make, so the checker cannot make it again.
@@ -226,7 +227,7 @@ def test_without_a_trace_no_hardness_is_known(tokenizer: BertTokenizer, data: Da
     model = make_model()
     with pytest.raises(CeeGymError, match="hardness 'memorized_layer' is read from a trace"):
         LiveEarlyExitEnv(model, tokenizer, data)
-    env = LiveEarlyExitEnv(model, tokenizer, data, hardness=None, alpha=0.5)
+    env = LiveEarlyExitEnv(model, tokenizer, data, reward=Reward(hardness=None), alpha=0.5)
     env.reset(seed=0)
     _, reward, _, _, info = env.step(EXIT)
     assert "memorized_layer" not in info

@@ -50,7 +50,7 @@ def test_every_id_makes_both_environments_without_a_warning(
             envs = gym.make_vec(id, num_envs=3, autoreset_mode="NextStep")
             envs.reset(seed=0)
             envs.step(envs.action_space.sample())
-        assert env.unwrapped.table.trace.path == tmp_path / id / "train"
+        assert env.unwrapped.problem.trace.path == tmp_path / id / "train"
         assert isinstance(envs, EarlyExitVectorEnv)
 
 
@@ -71,7 +71,7 @@ def test_spec_can_be_written_down_and_made_again(recording: Path) -> None:
     assert json.loads(text)["id"] == "EarlyExit-BERT-MRPC"
     again = gym.make(gym.envs.registration.EnvSpec.from_json(text))
     assert again.observation_space == env.observation_space
-    assert again.unwrapped.table is env.unwrapped.table
+    assert again.unwrapped.problem is env.unwrapped.problem
 
 
 def test_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from cee_gym.agents import Reinforce
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
+from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 from tests.envs.test_vector import MODES, assert_same
 from tests.made_traces import write_trace
@@ -24,12 +25,12 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return write_trace(tmp_path_factory.mktemp("traces") / "trace", n=30, num_layers=4)
 
 
-@pytest.mark.parametrize("arguments", [{}, RANGED, {"quality": "correctness", "hardness": None}])
+@pytest.mark.parametrize("arguments", [{}, RANGED, {"reward": "correctness"}])
 def test_weighed_by_alpha_it_is_the_scalar_environment(
     trace: Trace, arguments: dict[str, Any]
 ) -> None:
     scalar = EarlyExitEnv(trace=trace, **arguments)
-    vector = EarlyExitEnv(trace=trace, **arguments, reward="vector")
+    vector = EarlyExitEnv(trace=trace, **arguments, vector_reward=True)
     rng = np.random.default_rng(0)
     one, other = scalar.reset(seed=5), vector.reset(seed=5)
     for _ in range(600):
@@ -52,7 +53,7 @@ def test_weighed_by_alpha_it_is_the_scalar_environment(
 
 def test_protocol_of_mo_gymnasium(trace: Trace) -> None:
     env = gym.make(
-        "EarlyExit", trace=str(trace.path), reward="vector", disable_env_checker=True
+        "EarlyExit", trace=str(trace.path), vector_reward=True, disable_env_checker=True
     ).unwrapped
     assert isinstance(env.reward_space, Box)
     assert env.reward_space.shape == (env.reward_dim,) == (2,)
@@ -65,14 +66,15 @@ def test_protocol_of_mo_gymnasium(trace: Trace) -> None:
 
 
 def test_reward_space_is_bounded_by_what_exits_achieve_and_cost(trace: Trace) -> None:
-    space = EarlyExitEnv(trace=trace, reward="vector").reward_space
+    space = EarlyExitEnv(trace=trace, vector_reward=True).reward_space
     assert space.low[0] == -np.inf
     assert space.high.tolist() == [0, 0]
-    arguments: dict[str, Any] = {"quality": "correctness", "hardness": None, "cost": [1, 2, 3, 5]}
-    space = EarlyExitEnv(trace=trace, **arguments, reward="vector").reward_space
+    reward = Reward("correctness", hardness=None, cost=[1, 2, 3, 5])
+    space = EarlyExitEnv(trace=trace, reward=reward, vector_reward=True).reward_space
     assert space.low.tolist() == [0, -5]
     assert space.high.tolist() == [1, 0]
-    paid = EarlyExitEnv(trace=trace, hardness=-np.ones(30), reward="vector").reward_space
+    paying = Reward(hardness=-np.ones(30))
+    paid = EarlyExitEnv(trace=trace, reward=paying, vector_reward=True).reward_space
     assert (paid.low[1], paid.high[1]) == (0, 4)
 
 
@@ -80,8 +82,8 @@ def test_reward_space_is_bounded_by_what_exits_achieve_and_cost(trace: Trace) ->
 @pytest.mark.parametrize("mode", MODES)
 def test_vector_environment_keeps_step(trace: Trace, mode: str, arguments: dict[str, Any]) -> None:
     scalar, vector = (
-        EarlyExitVectorEnv(5, trace=trace, autoreset_mode=mode, reward=reward, **arguments)
-        for reward in ("scalar", "vector")
+        EarlyExitVectorEnv(5, trace=trace, autoreset_mode=mode, vector_reward=given, **arguments)
+        for given in (False, True)
     )
     rng = np.random.default_rng(0)
     (_, infos), _ = scalar.reset(seed=3), vector.reset(seed=3)
@@ -107,13 +109,11 @@ def test_vector_environment_keeps_step(trace: Trace, mode: str, arguments: dict[
 
 
 def test_agents_refuse_vector_rewards(trace: Trace) -> None:
-    env = EarlyExitEnv(trace=trace, reward="vector")
-    with pytest.raises(CeeGymError, match="make it with reward='scalar'"):
+    env = EarlyExitEnv(trace=trace, vector_reward=True)
+    with pytest.raises(CeeGymError, match="make it without vector_reward"):
         Reinforce().learn(env, 100)
-    with pytest.raises(CeeGymError, match="make it with reward='scalar'"):
+    with pytest.raises(CeeGymError, match="make it without vector_reward"):
         make_sb3_vec_env(EarlyExitVectorEnv.of(env, 2))
-    with pytest.raises(CeeGymError, match="reward 'both' is unknown: use 'scalar' or 'vector'"):
-        EarlyExitEnv(trace=trace, reward="both")
 
 
 def test_wrapper_of_mo_gymnasium(trace: Trace) -> None:
@@ -122,7 +122,7 @@ def test_wrapper_of_mo_gymnasium(trace: Trace) -> None:
 
     path = str(Path(trace.path))
     scalar = gym.make("EarlyExit", trace=path, alpha=0.25)
-    vector = mo_gymnasium.make("EarlyExit", trace=path, alpha=0.25, reward="vector")
+    vector = mo_gymnasium.make("EarlyExit", trace=path, alpha=0.25, vector_reward=True)
     weighed = LinearReward(vector, weight=np.array([1.0, 0.25]))
     rng = np.random.default_rng(0)
     scalar.reset(seed=0), weighed.reset(seed=0)

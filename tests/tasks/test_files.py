@@ -3,7 +3,7 @@
 import pytest
 
 from cee_gym.errors import DataError
-from cee_gym.tasks.rows import read_jsonl, read_table
+from cee_gym.tasks.files import read_jsonl, read_table
 
 
 def lines(content: bytes) -> list[bytes]:
