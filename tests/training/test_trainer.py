@@ -26,8 +26,8 @@ from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
 from cee_gym.training.phases import record, warm_up
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
+from tests.made_profile import made_profile
 from tests.made_traces import write_recording
-from tests.test_cost import made_up
 from tests.training.conftest import sentences
 
 TIMESTEPS = 600
@@ -363,7 +363,7 @@ def test_rounds_without_text_and_backbone_are_refused(setup, tmp_path) -> None:
 
 
 def test_a_profile_is_no_price_of_a_model_that_is_still_to_be_made(setup, tmp_path) -> None:
-    made_up().save(tmp_path / "profile.json")
+    made_profile().save(tmp_path / "profile.json")
     with pytest.raises(CeeGymError, match="profile and train on that recording"):
         ConsistentEETrainer(
             Reinforce(),
