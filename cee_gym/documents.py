@@ -68,7 +68,7 @@ def read_document(
         raise error(f"the {what} at {path} is damaged (it is no JSON object): {remedy}")
     if format is not None and document.get("format") != format:
         raise error(f"{path} is not a {format}")
-    if versions is not None and document.get("version") not in versions:
+    if versions is not None and document.get("version") not in list(versions):
         raise error(
             f"the {what} at {path} is of version {document.get('version')}, this cee-gym reads "
             f"version {', '.join(map(str, sorted(versions)))}: {remedy}"

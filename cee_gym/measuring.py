@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from cee_gym.backbones.layers import narrow
+from cee_gym.backbones.fingerprint import fingerprint
+from cee_gym.backbones.rows import narrow
 from cee_gym.cost import BATCH_SIZES, LENGTHS, CostModel
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.classifier import MultiExitModel
@@ -27,7 +28,7 @@ from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.observation import Sizes, layout_of
 from cee_gym.policies.base import Decider, ExitPolicy
 from cee_gym.policies.rules import Confidence
-from cee_gym.traces.texts import LIBRARIES, fingerprint
+from cee_gym.traces.texts import LIBRARIES
 
 LEAST_REPEATS, MOST_REPEATS = 5, 50
 Floats = npt.NDArray[np.float64]

@@ -39,6 +39,9 @@ class ProblemSettings:
 
     def __post_init__(self) -> None:
         alpha_range(self.price)
+        QUALITIES.get(self.quality)
+        if self.hardness != "none":
+            HARDNESS.get(self.hardness)
         if Path(self.cost).is_file():  # a run is evaluated from any directory
             object.__setattr__(self, "cost", str(Path(self.cost).resolve()))
         for part in self.observe or ():

@@ -289,7 +289,7 @@ def alpha_range(alpha: float | Sequence[float]) -> tuple[float, float]:
     try:
         given: Any = (alpha, alpha) if np.ndim(alpha) == 0 else alpha
         low, high = map(float, given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CeeGymError(f"alpha must be a number or a pair (low, high), got {alpha!r}") from None
     if not 0.0 <= low <= high <= MOST_ALPHA:
         raise CeeGymError(

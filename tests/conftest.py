@@ -1,6 +1,8 @@
 """Fixtures that several test modules share: tiny models, tokenizer and data, and real data."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,21 @@ _SIZE: dict[str, Any] = {
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", _SIZE),
     "roberta": ("RobertaConfig", _SIZE),
+    "xlm-roberta": ("XLMRobertaConfig", _SIZE),
+    "mpnet": ("MPNetConfig", _SIZE),
+    "deberta-v2": (
+        "DebertaV2Config",
+        {
+            **_SIZE,
+            "relative_attention": True,
+            "position_buckets": 8,  # fewer than positions, so that far ones share a bucket
+            "norm_rel_ebd": "layer_norm",
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
     "albert": ("AlbertConfig", {**_SIZE, "embedding_size": 8}),
     "albert-2-groups": (
         "AlbertConfig",
@@ -153,6 +170,67 @@ def tiny_data() -> "Dataset":
             "label": rng.integers(2, size=len(lengths)).tolist(),
         }
     )
+
+
+OWN_MODULE = """
+import numpy as np
+from cee_gym import register_cost, register_hardness, register_observation, register_quality
+
+@register_quality("probability", low=0.0, high=1.0)
+def probability(exits):
+    return np.exp(-exits.loss)
+
+@register_quality("margin", low=0.0, high=1.0)
+def margin_of_answer(exits):
+    return 2 * exits.confidence - 1
+
+@register_quality("agreement", low=0.0, high=1.0, deeper=True)
+def agreement(exits):
+    return exits.prediction == exits.prediction[..., -1:]
+
+@register_hardness("mean_correct")
+def mean_correct(exits):
+    return exits.correct.mean(axis=1)
+
+@register_cost("squares")
+def squares(depths):
+    return depths**2
+
+@register_observation("margin", low=0.0, high=1.0)
+def margin(seen):
+    best = seen.xp.sort(seen.probs, axis=-1)
+    return best[..., -1:] - best[..., -2:-1]
+
+@register_observation("in_a_row", low=0.0, high=100.0, path=True)
+def in_a_row(seen):
+    given, run = seen.prediction, [seen.xp.ones_like(seen.prediction[:, 0])]
+    for t in range(1, given.shape[1]):
+        one = seen.xp.ones_like(run[-1])
+        run.append(seen.xp.where(given[:, t] == given[:, t - 1], run[-1] + 1, one))
+    return seen.xp.stack(run, axis=1)[..., None]
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module of the user's in the working directory; see `OWN_MODULE`.
+
+    What it registers is forgotten after the test.
+    """
+    from cee_gym.hardness import HARDNESS
+    from cee_gym.observation import PARTS
+    from cee_gym.reward import COSTS, QUALITIES
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "mine.py").write_text(OWN_MODULE)
+    monkeypatch.chdir(folder)
+    for registry in (HARDNESS, PARTS, COSTS, QUALITIES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        monkeypatch.setattr(registry, "_modules", dict(registry._modules))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    yield "mine"
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from cee_gym import Reward, Trace
-from cee_gym.agents import FixedLayer
+from cee_gym import Problem, Reward, Trace
+from cee_gym.agents import make_agent
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
@@ -107,7 +107,7 @@ def test_a_size_at_which_no_layer_takes_time_is_no_cost(trace: Trace) -> None:
     sizes = {"batch_sizes": (8, 32), "lengths": (8, 16), "typical": (1, 8)}
     costs = made_up(embedding=steep[0], layers=steep, heads=0 * steep, policy=0 * steep, **sizes)
     with pytest.raises(CeeGymError, match="no layer takes any time at batch size 1 and 8 tokens"):
-        EarlyExitEnv(trace=trace, cost=costs)
+        EarlyExitEnv(trace=trace, reward=Reward(cost=costs))
 
 
 def test_json_round_trip(costs: CostModel, tmp_path: Path) -> None:
@@ -164,10 +164,11 @@ def test_a_damaged_or_foreign_file_is_one_line(
 
 def test_as_the_cost_of_a_reward(costs: CostModel, trace: Trace, tmp_path: Path) -> None:
     costs.save(tmp_path / "profile.json")
-    expected = Reward(cost=costs.layer_costs().tolist()).tables(trace)[1]
+    depths = np.arange(1, 5)
+    expected = Reward(cost=costs.layer_costs().tolist()).price_of(trace, depths)
     for cost in (costs, tmp_path / "profile.json", str(tmp_path / "profile.json")):
         reward = Reward(cost=cost)
-        np.testing.assert_array_equal(reward.tables(trace)[1], expected)
+        np.testing.assert_array_equal(reward.price_of(trace, depths), expected)
         assert not reward.deterministic
         assert "not deterministic" in repr(reward)
     assert Reward().deterministic
@@ -179,22 +180,22 @@ def test_environments_say_that_their_reward_was_measured(
 ) -> None:
     path = str(tmp_path / "profile.json")
     costs.save(path)
-    env = gym.make("EarlyExit", trace=str(trace.path), cost=path)
-    envs = EarlyExitVectorEnv(3, trace=trace, cost=path)
+    env = gym.make("EarlyExit", trace=str(trace.path), reward=Reward(cost=path))
+    envs = EarlyExitVectorEnv(3, trace=trace, reward=Reward(cost=path))
     assert env.unwrapped.metadata["deterministic"] is False
     assert envs.metadata["deterministic"] is False
-    np.testing.assert_array_equal(env.unwrapped.table.price, envs.table.price)
+    np.testing.assert_array_equal(env.unwrapped.problem.price, envs.problem.price)
     assert EarlyExitEnv(trace=trace).metadata["deterministic"] is True
     assert EarlyExitEnv.metadata["deterministic"] is True
-    # The same numbers given as numbers are another table: they say nothing of where they come from.
-    given = EarlyExitEnv(trace=trace, cost=costs.layer_costs())
+    # The same numbers given as numbers are another problem: they do not say where they are from.
+    given = EarlyExitEnv(trace=trace, reward=Reward(cost=costs.layer_costs()))
     assert given.metadata["deterministic"] is True
-    np.testing.assert_array_equal(given.table.price, envs.table.price)
-    agent = FixedLayer(layer=2).learn(given)
-    other = write_trace(tmp_path / "calibration", n=30, num_layers=4, seed=1)
-    for table in (given.table, envs.table):
-        said = report(agent, EarlyExitEnv(trace=other).table, table, ("accuracy",))
-        assert said["deterministic"] is table.deterministic
+    np.testing.assert_array_equal(given.problem.price, envs.problem.price)
+    policy = make_agent("fixed-layer", layer=2).learn(given).policy
+    other = Problem(write_trace(tmp_path / "calibration", n=30, num_layers=4, seed=1))
+    for problem in (given.problem, envs.problem):
+        said = report(policy, other, problem, ("accuracy",))
+        assert said["deterministic"] is problem.reward.deterministic
 
 
 def test_a_profile_that_is_written_anew_is_read_anew(
@@ -202,17 +203,17 @@ def test_a_profile_that_is_written_anew_is_read_anew(
 ) -> None:
     path = tmp_path / "profile.json"
     costs.save(path)
-    before = EarlyExitEnv(trace=trace, cost=path)
+    before = EarlyExitEnv(trace=trace, reward=Reward(cost=path))
     costs.at(32, 128).save(path)
-    after = EarlyExitEnv(trace=trace, cost=path)
-    assert not np.array_equal(before.table.price, after.table.price)
+    after = EarlyExitEnv(trace=trace, reward=Reward(cost=path))
+    assert not np.array_equal(before.problem.price, after.problem.price)
 
 
 def test_a_profile_of_another_model_is_refused(trace: Trace) -> None:
     recorded = replace(trace, header=replace(trace.header, model="fedcba9876543210"))
     with pytest.raises(CeeGymError, match="of model 0123456789abcdef, the trace of model fedcba98"):
-        EarlyExitEnv(trace=recorded, cost=made_up())
-    EarlyExitEnv(trace=recorded, cost=made_up(model="fedcba9876543210"))
+        EarlyExitEnv(trace=recorded, reward=Reward(cost=made_up()))
+    EarlyExitEnv(trace=recorded, reward=Reward(cost=made_up(model="fedcba9876543210")))
     shallow = {name: getattr(made_up(), name)[:3] for name in ("layers", "heads", "policy")}
     with pytest.raises(CeeGymError, match=r"cost must be 4 finite numbers.*\(3,\)"):
-        EarlyExitEnv(trace=trace, cost=made_up(**shallow))
+        EarlyExitEnv(trace=trace, reward=Reward(cost=made_up(**shallow)))

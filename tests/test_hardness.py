@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -5,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cee_gym import memorized_layer
+from cee_gym import Reward, memorized_layer
+from cee_gym.errors import CeeGymError
+from cee_gym.hardness import HARDNESS, register_hardness
+from tests.made_traces import write_trace
 
 TABLE = [  # correct at layers 1..12, memorized layer
     ("111111111111", 1),
@@ -61,3 +66,20 @@ def test_no_instances() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"correct must have shape \[N, L\] with L >= 1, got \("):
         memorized_layer(np.ones(shape, dtype=bool))
+
+
+def test_own_weights_are_known_by_name(own_module: str, tmp_path: Path) -> None:
+    trace = write_trace(tmp_path / "trace", n=20)
+    weight = Reward(hardness="mine:mean_correct").hardness_weight(trace)
+    np.testing.assert_array_equal(weight, trace.correct.mean(axis=1))
+    assert "mean_correct" in HARDNESS
+    assert HARDNESS.full_name("mean_correct") == "mine:mean_correct"
+    assert HARDNESS.full_name("memorized_layer") == "memorized_layer"
+
+
+def test_an_own_weight_that_is_not_one_per_instance_is_refused(
+    own_module: str, tmp_path: Path
+) -> None:
+    register_hardness("flat")(lambda exits: exits.loss)
+    with pytest.raises(CeeGymError, match=r"hardness must be 20 finite numbers.*\(20, 4\)"):
+        Reward(hardness="flat").hardness_weight(write_trace(tmp_path / "trace", n=20))

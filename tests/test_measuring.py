@@ -17,6 +17,7 @@ from datasets import Dataset
 from cee_gym.agents import Confidence, FixedLayer, Patience, Reinforce
 from cee_gym.agents.base import Agent
 from cee_gym.backbones.encoding import EncodedText
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.cli import main
 from cee_gym.cli.profile import _agent
 from cee_gym.cost import CostModel
@@ -28,7 +29,7 @@ from cee_gym.measuring import MOST_REPEATS, predict, profile
 from cee_gym.returns import first_exit
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.recordings import open_split
-from cee_gym.traces.texts import collect, fingerprint
+from cee_gym.traces.texts import collect
 from tests.conftest import WORDS
 
 SIZES: dict[str, Any] = {"batch_sizes": (1, 4), "lengths": (4, 12), "seconds": 0.0}

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from cee_gym import Reward, Trace, memorized_layer
 from cee_gym.errors import CeeGymError
-from cee_gym.reward import alpha_range
+from cee_gym.reward import alpha_range, register_quality
 from cee_gym.traces import read_out
 from tests.made_traces import made_header
 
@@ -31,6 +33,9 @@ def trace_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> 
         header=made_header(num_layers, num_labels),
         path=Path("nowhere"),
     )
+
+
+DEPTHS = np.arange(1, 5)
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ COSTS: list[tuple[Any, list[float]]] = [
 def test_price_is_hardness_weight_times_cost(
     trace: Trace, hardness: Any, weight: Any, cost: Any, costs: list[float]
 ) -> None:
-    _, price = Reward(hardness=hardness, cost=cost).tables(trace)
+    price = Reward(hardness=hardness, cost=cost).price_of(trace, DEPTHS)
     expected = weight(trace)
     for row in range(50):
         for layer in range(4):
@@ -68,9 +73,9 @@ def test_price_is_hardness_weight_times_cost(
 
 
 def test_quality_is_minus_the_loss_or_whether_it_is_right(trace: Trace) -> None:
-    quality, _ = Reward().tables(trace)
+    quality = Reward().quality_of(trace)
     np.testing.assert_array_equal(quality, -trace.loss)
-    quality, _ = Reward(quality="correctness").tables(trace)
+    quality = Reward(quality="correctness").quality_of(trace)
     np.testing.assert_array_equal(quality, trace.prediction == trace.labels[:, None])
     assert quality.dtype == np.float32
     assert set(quality.ravel()) == {0.0, 1.0}
@@ -85,8 +90,8 @@ def test_the_reward_of_the_paper(
     logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], alpha: float
 ) -> None:
     trace = trace_of(logits, labels)
-    quality, price = Reward().tables(trace)
-    reward = quality - alpha * price
+    paper = Reward.paper()
+    reward = paper.quality_of(trace) - alpha * paper.price_of(trace, np.arange(1, 6))
     for i, label in enumerate(labels):
         exponentials = np.exp(logits[i].astype(np.float64))
         p = exponentials[:, label] / exponentials.sum(axis=1)
@@ -101,7 +106,8 @@ def test_an_instance_memorized_last_goes_deep_for_free() -> None:
     logits = np.zeros((2, 3, 2), dtype=np.float32)
     logits[0, :, 0] = 1  # always right: m = 1
     logits[1, :, 1] = 1  # never right: m = L
-    _, price = Reward().tables(trace_of(logits, np.zeros(2, dtype=np.int32)))
+    trace = trace_of(logits, np.zeros(2, dtype=np.int32))
+    price = Reward().price_of(trace, np.arange(1, 4))
     np.testing.assert_allclose(price[0], [2 / 3, 4 / 3, 2], rtol=1e-6)
     np.testing.assert_array_equal(price[1], 0)
 
@@ -109,9 +115,12 @@ def test_an_instance_memorized_last_goes_deep_for_free() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"quality": "accuracy"}, "quality 'accuracy' is unknown: use 'cross_entropy'"),
-        ({"hardness": "memorised"}, "hardness 'memorised' is unknown: use 'memorized_layer'"),
-        ({"cost": "flops"}, "cost 'flops' is unknown: use 'layers' or one number per layer"),
+        ({"quality": "accuracy"}, "unknown quality 'accuracy': known: correctness, cross_entropy"),
+        ({"quality": "corectness"}, "unknown quality 'corectness': did you mean correctness"),
+        ({"hardness": "memorised"}, "unknown hardness 'memorised': .*memorized_layer"),
+        ({"cost": "flops"}, "cost 'flops' is unknown: use 'layers', one number per exit"),
+        ({"cost": "json:flops"}, "unknown cost 'flops' in json"),
+        ({"quality": "no_such_module:mine"}, "module no_such_module cannot be imported"),
     ],
 )
 def test_an_unknown_kind_is_refused_at_once(arguments: dict[str, Any], message: str) -> None:
@@ -138,8 +147,66 @@ def test_numbers_that_do_not_fit_the_trace_are_refused(
     trace: Trace, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CeeGymError, match=message) as caught:
-        Reward(**arguments).tables(trace)
+        Reward(**arguments).price_of(trace, DEPTHS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "quality", "hardness"),
+    [
+        ("paper", "cross_entropy", "memorized_layer"),
+        ("correctness", "correctness", None),
+        ("cross_entropy", "cross_entropy", None),
+        (Reward("correctness", "last_layer_loss"), "correctness", "last_layer_loss"),
+    ],
+)
+def test_a_reward_by_its_short_name(given: Any, quality: str, hardness: str | None) -> None:
+    reward = Reward.named(given)
+    assert (reward.quality, reward.hardness, reward.cost) == (quality, hardness, "layers")
+
+
+@pytest.mark.parametrize(("given", "message"), [("both", "unknown quality 'both'"), (1, "got 1")])
+def test_any_other_short_name_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(CeeGymError, match=message):
+        Reward.named(given)
+
+
+def test_what_is_registered_is_one_function_each(own_module: str, trace: Trace) -> None:
+    reward = Reward("mine:probability", "mine:mean_correct", "mine:squares")
+    np.testing.assert_allclose(reward.quality_of(trace), np.exp(-trace.loss))
+    assert reward.quality_of(trace).dtype == np.float32
+    weight = trace.correct.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(reward.price_of(trace, DEPTHS), weight * [1, 4, 9, 16], rtol=1e-6)
+    assert reward.quality_bounds == (0.0, 1.0)
+    # Once the module is known its names do without it; a reward keeps them whole.
+    short = Reward("probability", "mean_correct", "squares")
+    assert (short.quality, short.hardness, short.cost) == (
+        *("mine:probability", "mine:mean_correct", "mine:squares"),
+    )
+
+
+@pytest.mark.parametrize(
+    "of", [lambda exits: exits.loss[:, 0], lambda exits: exits.loss * np.nan, lambda exits: "high"]
+)
+def test_a_quality_that_is_no_number_for_each_exit_is_refused(
+    own_module: str, trace: Trace, of: Any
+) -> None:
+    register_quality("wrong", low=0.0, high=1.0)(of)
+    with pytest.raises(CeeGymError, match=r"'.*wrong' must give a finite number for each exit"):
+        Reward("wrong").quality_of(trace)
+
+
+def test_a_reward_cannot_be_changed(trace: Trace) -> None:
+    weight = np.ones(50)
+    reward = Reward(hardness=weight)
+    before = reward.price_of(trace, DEPTHS)
+    weight[:] = 2
+    np.testing.assert_array_equal(reward.price_of(trace, DEPTHS), before)
+    with pytest.raises(ValueError, match="read-only"):
+        reward.hardness[0] = 2  # type: ignore[index]
+    assert copy.copy(reward) is copy.deepcopy(reward) is reward
+    again = pickle.loads(pickle.dumps(reward))
+    np.testing.assert_array_equal(again.price_of(trace, DEPTHS), before)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +232,10 @@ def test_alpha_is_a_number_or_a_range(alpha: Any, expected: tuple[float, float])
     [
         -0.01,
         -1,
+        1e308,
+        1.1e6,
+        (0.0, 1e308),
+        10**309,
         np.nan,
         np.inf,
         -np.inf,

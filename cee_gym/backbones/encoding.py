@@ -1,12 +1,13 @@
 """Text to token ids, and batches of like length."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cee_gym.errors import BackboneError, first_line
 
@@ -20,7 +21,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a backbone.
 
     Raises:
-        BackboneError: if there is none.
+        BackboneError: if there is none, or it has no padding token.
     """
     try:
         # Where it is left open transformers asks on the standard input, which may hold texts.
@@ -30,7 +31,50 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where weights lie without a vocabulary, transformers makes a tokenizer that knows no word.
         raise BackboneError(f"no tokenizer at {name_or_path}: there is no vocabulary")
+    if tokenizer.pad_token_id is None:
+        raise BackboneError(
+            f"the tokenizer at {name_or_path} has no padding token, which batches of texts need: "
+            "set its pad_token"
+        )
     return tokenizer
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedModel, *, pair: bool
+) -> None:
+    """Refuses a tokenizer that can give what the backbone does not take.
+
+    Args:
+        tokenizer: said to be the backbone's.
+        backbone: not run.
+        pair: whether pairs of texts are to be encoded.
+
+    Raises:
+        BackboneError: saying what does not fit.
+    """
+    name = type(backbone).__name__
+    most = max(tokenizer.get_vocab().values())
+    known = len(next(backbone.get_input_embeddings().parameters()))
+    if most >= known:
+        raise BackboneError(
+            f"the tokenizer gives token ids up to {most}, and {name} knows only those below "
+            f"{known}: give the tokenizer that the backbone was trained with, or resize its "
+            "token embeddings"
+        )
+    columns = tokenizer("a", "a" if pair else None)
+    takes = inspect.signature(backbone.forward).parameters
+    extra = sorted(set(columns) - set(takes))
+    if extra and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise BackboneError(
+            f"the tokenizer gives {', '.join(extra)}, which {name} does not take: leave it out of "
+            "the tokenizer's model_input_names"
+        )
+    kinds = max(columns.get("token_type_ids", [0])) + 1
+    if kinds > (most_kinds := getattr(backbone.config, "type_vocab_size", None) or kinds):
+        raise BackboneError(
+            f"the tokenizer gives token_type_ids up to {kinds - 1}, and {name} knows only those "
+            f"below {most_kinds}: give the tokenizer that the backbone was trained with"
+        )
 
 
 def encode(
@@ -39,7 +83,7 @@ def encode(
     pairs: Sequence[str] | None,
     max_tokens: int,
 ) -> dict[str, torch.Tensor]:
-    """Token ids of a few texts, padded to the longest.
+    """Token ids of a few texts, padded on the right to the longest.
 
     Args:
         tokenizer: the backbone's.
@@ -58,6 +102,7 @@ def encode(
             truncation=True,
             max_length=max_tokens,
             padding=True,
+            padding_side="right",  # a text's first token is to come first
             return_tensors="pt",
         )
     )
@@ -84,9 +129,9 @@ class EncodedText:
         return len(self.lengths)
 
     def batch(self, rows: Rows, device: torch.device) -> dict[str, torch.Tensor]:
-        """The tensors of some rows, padded to the longest of them, int64 `[B, T]`."""
+        """The tensors of some rows, padded on the right to the longest, int64 `[B, T]`."""
         columns = {name: [values[row] for row in rows] for name, values in self._rows.items()}
-        padded = self._tokenizer.pad(columns, return_tensors="pt")
+        padded = self._tokenizer.pad(columns, padding_side="right", return_tensors="pt")
         return {name: tensor.to(device, non_blocking=True) for name, tensor in padded.items()}
 
     def batches(

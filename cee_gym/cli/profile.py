@@ -57,11 +57,11 @@ class Profile:
 
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
+        from cee_gym.backbones.fingerprint import fingerprint
         from cee_gym.exits import load_model
         from cee_gym.inference.pretrained import load_policy, weights_directory
         from cee_gym.measuring import profile
         from cee_gym.traces.recordings import open_split
-        from cee_gym.traces.texts import fingerprint
 
         quiet_transformers()
         speed = self.speed.speed()

@@ -6,5 +6,14 @@ from cee_gym.exits.classifier import (
     MultiExitOutput,
     load_model,
 )
+from cee_gym.exits.reader import ClassifierExit, EarlyExitModel, ExitReader
 
-__all__ = ["MultiExitConfig", "MultiExitModel", "MultiExitOutput", "load_model"]
+__all__ = [
+    "ClassifierExit",
+    "EarlyExitModel",
+    "ExitReader",
+    "MultiExitConfig",
+    "MultiExitModel",
+    "MultiExitOutput",
+    "load_model",
+]

@@ -1,10 +1,10 @@
 """An unmodified Hugging Face encoder with an exit head at every layer.
 
 Training, recording, the live environment and the runtime all run its layers one at a time, through
-one path that can stop after any layer.
+one path that can stop after any layer, and read them by `cee_gym.exits.reader`.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,8 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from cee_gym.backbones.families import Family, check_encoder, family_of
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
+from cee_gym.backbones.trial import try_layers
+from cee_gym.backbones.weights import check_backbone_loaded, check_loaded
 from cee_gym.errors import BackboneError, first_line, unreachable_backbone
+from cee_gym.exits.reader import ClassifierExit
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -29,6 +34,9 @@ class MultiExitConfig(PreTrainedConfig):
         exit_dropout: dropout between pooled state and classifier, in training.
         max_tokens: in tokens; longer texts are cut.
         task: the name of the task it was trained for.
+        pair: whether it classifies pairs of texts.
+        family: the fields of the backbone's `Family` when the exits were put on it; by default
+            what is known of it now.
         **kwargs: as for every configuration, `id2label` among them.
     """
 
@@ -43,6 +51,8 @@ class MultiExitConfig(PreTrainedConfig):
         exit_dropout: float = 0.1,
         max_tokens: int = 128,
         task: str | None = None,
+        pair: bool = False,
+        family: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -54,7 +64,24 @@ class MultiExitConfig(PreTrainedConfig):
         self.exit_dropout = exit_dropout
         self.max_tokens = max_tokens
         self.task = task
+        self.pair = pair
+        self.family = family
         super().__init__(**kwargs)
+
+    @property
+    def labels(self) -> list[str]:
+        """The C class names, in the order of the logits.
+
+        Raises:
+            BackboneError: if `id2label` does not number them from 0 to C - 1.
+        """
+        names: dict[Any, str] = dict(self.id2label or {})
+        if sorted(names) != list(range(len(names))):
+            raise BackboneError(
+                f"id2label numbers {len(names)} classes as {', '.join(map(str, sorted(names)))}: "
+                f"number them from 0 to {len(names) - 1}"
+            )
+        return [names[number] for number in range(len(names))]
 
 
 @dataclass
@@ -73,15 +100,18 @@ class MultiExitOutput(ModelOutput):
 class MultiExitModel(PreTrainedModel):
     """A backbone, poolers and L exit heads.
 
-    The state of layer t is `tanh(W h_t + b)`, h_t being the hidden state of the first token; the
-    classifier of layer t reads it through dropout, the policy without (ConsistentEE, section 3).
-    Backbones whose last layer is followed by a norm (ModernBERT) have that
-    norm applied to every layer's hidden state first.
+    `cee_gym.exits.reader.ClassifierExit` says what state and logits of a layer are. Backbones whose
+    last layer is followed by a norm (ModernBERT) have that norm applied to every layer's hidden
+    states first.
 
     Attributes:
         backbone: the encoder.
         poolers: one `nn.Linear(H, H)`, or L of them.
         heads: L of `nn.Linear(H, C)`.
+
+    Raises:
+        BackboneError: if the backbone cannot carry exits, see `check_encoder`, or the classes are
+            not numbered from 0.
     """
 
     config_class = MultiExitConfig
@@ -92,6 +122,8 @@ class MultiExitModel(PreTrainedModel):
     _supports_flash_attn = True
 
     def __init__(self, config: MultiExitConfig, backbone: PreTrainedModel | None = None) -> None:
+        assert config.backbone_config is not None
+        check_encoder(config.backbone_config)
         super().__init__(config)
         if backbone is None:
             # Where it is left open transformers asks on the standard input whether to run code.
@@ -99,8 +131,10 @@ class MultiExitModel(PreTrainedModel):
         if hasattr(backbone, "pooler"):
             backbone.pooler = None  # ours replaces it
         self.backbone = backbone
-        # In a tuple, so that its shared modules are not registered, and saved, a second time.
-        self._shell = (make_shell(backbone),)
+        family = family_of(backbone.config) if config.family is None else Family(**config.family)
+        # In tuples, so that shared modules are not registered, and saved, a second time.
+        self._norm = (family.norm_of(backbone),)
+        self._shell = (make_shell(backbone, family),)
         width = int(backbone.config.hidden_size)
         depth = int(backbone.config.num_hidden_layers)
         poolers = depth if config.pooler == "per_layer" else 1
@@ -124,6 +158,7 @@ class MultiExitModel(PreTrainedModel):
         pooling: Literal["first", "mean"] = "first",
         max_tokens: int = 128,
         task: str | None = None,
+        pair: bool = False,
         seed: int = 0,
     ) -> Self:
         """Puts fresh exit heads on a pre-trained encoder.
@@ -138,21 +173,32 @@ class MultiExitModel(PreTrainedModel):
                 the mean: the first token of their early layers says next to nothing.
             max_tokens: in tokens; at most what the backbone takes.
             task: recorded in the configuration.
+            pair: whether it is to classify pairs of texts; recorded too.
             seed: of the fresh weights.
 
         Raises:
-            BackboneError: if it cannot be reached, or its layers cannot be found.
+            BackboneError: if it cannot be reached, weights do not belong to its configuration, or
+                its layers cannot carry exits.
         """
+        try:
+            own_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            raise unreachable_backbone(name_or_path, error) from error
+        check_encoder(own_config)
         try:
             backbone, loaded = AutoModel.from_pretrained(
                 name_or_path,
                 dtype=torch.float32,
                 use_safetensors=True,  # the other format of weights is a pickle
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise unreachable_backbone(name_or_path, error) from error
+        check_backbone_loaded(name_or_path, backbone, loaded)
+        family = family_of(backbone.config)
+        try_layers(backbone, family)
         attention = backbone.config._attn_implementation
         config = MultiExitConfig(
             backbone_config=backbone.config,
@@ -160,6 +206,8 @@ class MultiExitModel(PreTrainedModel):
             pooling=pooling,
             max_tokens=min(max_tokens, _most_tokens(backbone) or max_tokens),
             task=task,
+            pair=pair,
+            family=asdict(family),
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
         )
@@ -175,22 +223,10 @@ class MultiExitModel(PreTrainedModel):
             # post_init leaves modules alone that a loaded backbone brought along; ours are fresh.
             for linear in (*model.poolers, *model.heads):
                 model._init_weights(linear)
-            model._refuse_unless_it_runs()
         if own is not None:
             for linear in model.poolers:
                 linear.load_state_dict(own.state_dict())
         return model
-
-    def _refuse_unless_it_runs(self) -> None:
-        tokens = torch.zeros(1, 2, dtype=torch.long)
-        try:
-            with torch.no_grad():
-                self(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        except Exception as error:  # whatever a backbone of another kind runs into
-            raise BackboneError(
-                f"the layers of {type(self.backbone).__name__} cannot be run one at a time "
-                f"({first_line(error)}): give an encoder of the BERT kind"
-            ) from error
 
     @property
     def num_layers(self) -> int:
@@ -210,18 +246,25 @@ class MultiExitModel(PreTrainedModel):
     @property
     def labels(self) -> list[str]:
         """The C class names, in the order of the logits."""
-        return list(dict(self.config.id2label or {}).values())
+        return self.config.labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights; all of them are read each time."""
+        return fingerprint(self)
+
+    @property
+    def exits(self) -> list[ClassifierExit]:
+        """What reads each of the L layers."""
+        mean = self.config.pooling == "mean"
+        poolers = [*self.poolers] * (1 if len(self.poolers) > 1 else len(self.heads))
+        return [
+            ClassifierExit(self._norm[0], mean, pooler, self.dropout, head)
+            for pooler, head in zip(poolers, self.heads, strict=True)
+        ]
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
-        """Everything the backbone does before its first layer.
-
-        Args:
-            inputs: `input_ids`, `attention_mask` and what else the backbone takes, `[B, T]`.
-
-        Returns:
-            The embedding output `[B, T, H]` and L functions, one per layer, from hidden states to
-            hidden states.
-        """
+        """Everything the backbone does before its first layer; see `EarlyExitModel`."""
         return layer_calls(self._shell[0], inputs)
 
     def exit(
@@ -237,17 +280,8 @@ class MultiExitModel(PreTrainedModel):
         Returns:
             The pooled state `[B, H]` and the logits `[B, C]`.
         """
-        final_norm = getattr(self.backbone, "final_norm", None)
-        if self.config.pooling == "first":
-            hidden = hidden[:, :1]
-            attention_mask = attention_mask[:, :1]
-        if final_norm is not None:
-            hidden = final_norm(hidden)
-        weight = attention_mask[:, :, None].to(hidden.dtype)
-        pooled = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-        pooler = self.poolers[layer - 1] if len(self.poolers) > 1 else self.poolers[0]
-        state = torch.tanh(pooler(pooled))
-        return state, self.heads[layer - 1](self.dropout(state))
+        reader = self.exits[layer - 1]
+        return reader(hidden, reader.weights(attention_mask, hidden.dtype))
 
     def forward(self, **inputs: torch.Tensor) -> MultiExitOutput:
         """Runs all layers.
@@ -256,11 +290,12 @@ class MultiExitModel(PreTrainedModel):
             **inputs: as for `begin`.
         """
         hidden, layers = self.begin(inputs)
-        exits = []
-        for number, layer in enumerate(layers, start=1):
+        readers, read = self.exits, []
+        weights = readers[0].weights(inputs["attention_mask"], hidden.dtype)
+        for layer, reader in zip(layers, readers, strict=True):
             hidden = layer(hidden)
-            exits.append(self.exit(hidden, number, inputs["attention_mask"]))
-        states, logits = zip(*exits, strict=True)
+            read.append(reader(hidden, weights))
+        states, logits = zip(*read, strict=True)
         return MultiExitOutput(states=torch.stack(states, dim=1), logits=torch.stack(logits, dim=1))
 
 
@@ -274,7 +309,7 @@ def load_model(
         dtype: of the weights; by default as they are stored.
 
     Raises:
-        BackboneError: if there is none, or weights are missing.
+        BackboneError: if there is none, or weights do not belong to its configuration.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
@@ -284,15 +319,18 @@ def load_model(
                 "give one that cee-gym has trained"
             )
         found: Any = MultiExitModel.from_pretrained(
-            name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name_or_path,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"there is no model at {name_or_path}: {first_line(error)}") from error
     model, loaded = found
-    if missing := sorted(loaded["missing_keys"]):
-        raise BackboneError(f"the model at {name_or_path} is damaged: it has no {missing[0]}")
+    check_loaded(name_or_path, loaded)
     assert isinstance(model, MultiExitModel)
     return model
 

@@ -7,7 +7,6 @@ from huggingface_hub import ModelCardData
 
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.policies.base import ExitPolicy
-from cee_gym.tasks import get_task, task_names
 
 _CARD = """---
 {front}
@@ -64,7 +63,6 @@ def model_card(
         pipeline_tag="text-classification",
         tags=["early-exit", *([f"task:{task}"] if task else [])],
     )
-    pairs = task is not None and task in task_names() and get_task(task).pair is not None
     reads = ", ".join(exit_policy.observe)
     policy = f"{exit_policy.name}, reads {reads}, leaves above {exit_policy.threshold:.4g}"
     if exit_policy.alpha is not None:
@@ -82,7 +80,7 @@ def model_card(
         s="" if config.pooling == "first" else "s",
         max_tokens=config.max_tokens,
         policy=policy,
-        example='{"text": "...", "text_pair": "..."}' if pairs else '"..."',
+        example='{"text": "...", "text_pair": "..."}' if config.pair else '"..."',
         measured=_measured(evaluation),
     )
 

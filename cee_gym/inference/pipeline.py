@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from cee_gym.backbones.encoding import check_tokenizer
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.inference.pretrained import Measured, Pretrained, load, save
@@ -23,7 +24,6 @@ from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed
 from cee_gym.runs import is_run
-from cee_gym.tasks import get_task, task_names
 
 # A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
 Text = str | Mapping[str, Any]
@@ -59,7 +59,8 @@ class EarlyExitPipeline:
     Raises:
         CeeGymError: if the policy was learned on another model or has no speed yet (see
             `EarlyExitRuntime`), or a number is out of range.
-        BackboneError: if texts cannot be taken out of what the layers are given.
+        BackboneError: if the tokenizer does not fit the model, or texts cannot be taken out of what
+            the layers are given.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EarlyExitPipeline:
         measured: Measured | None = None,
     ) -> None:
         check_number("batch_size", batch_size, 1)
+        check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
         if device is not None:
             model.to(torch.device(device))  # type: ignore[arg-type]
         self.model = model
@@ -80,8 +82,6 @@ class EarlyExitPipeline:
         self.runtime = EarlyExitRuntime(self.model, policy)
         self._batch_size = batch_size
         self.measured = measured or Measured()
-        task = model.config.task
-        self._pairs = task is not None and task in task_names() and bool(get_task(task).pair)
         # A fast tokenizer keeps truncation and padding as state, and refuses to change it while
         # another thread is in it.
         self._lock = Lock()
@@ -177,9 +177,16 @@ class EarlyExitPipeline:
             name: for the card; by default that of the directory.
 
         Raises:
-            CeeGymError: if it is the directory of a run, whose config.json would be lost.
+            CeeGymError: if it is the directory of a run, whose config.json would be lost; or if the
+                weights were changed since, which casting them does too, so that the policy would be
+                refused when this is loaded.
         """
         directory = Path(directory)
+        if self.policy.model not in (None, self.model.fingerprint):
+            raise CeeGymError(
+                f"the weights of the model, now {self.model.dtype}, are not those that its policy "
+                "was learned on: save it before they are changed, and cast them after loading"
+            )
         if is_run(directory):
             raise CeeGymError(f"{directory} is the directory of a run: save to one of its own")
         directory.mkdir(parents=True, exist_ok=True)
@@ -376,10 +383,8 @@ class EarlyExitPipeline:
                 text.encode()
             except UnicodeEncodeError:
                 return CeeGymError(f"{name} is not valid UTF-8")
-        if self._pairs and "text_pair" not in texts:
-            return CeeGymError(
-                f"{self.model.config.task} is about pairs of texts: give a text_pair too"
-            )
+        if self.model.config.pair and "text_pair" not in texts:
+            return CeeGymError("this model classifies pairs of texts: give a text_pair too")
         return tuple(texts.values())
 
     def _tokens(

@@ -9,22 +9,19 @@ that are added up in another order.
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from array_api_compat import torch as xp
 
-from cee_gym.backbones.layers import LayerCall, narrow
+from cee_gym.backbones.layers import LayerCall
+from cee_gym.backbones.rows import narrow
 from cee_gym.errors import CeeGymError
-from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.exits.reader import EarlyExitModel
 from cee_gym.observation import Seen, Sizes, layout_of, needs_path, observe_last
 from cee_gym.policies.base import ExitPolicy
-from cee_gym.traces.texts import fingerprint
-
-if TYPE_CHECKING:
-    from cee_gym.onnx.model import OnnxModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +61,14 @@ class EarlyExitRuntime:
         BackboneError: if texts cannot be taken out of what the layers are given.
     """
 
-    def __init__(self, model: "MultiExitModel | OnnxModel", policy: ExitPolicy) -> None:
-        weights = None
-        if policy.model is not None:
-            weights = fingerprint(model) if isinstance(model, MultiExitModel) else model.fingerprint
+    def __init__(self, model: EarlyExitModel, policy: ExitPolicy) -> None:
         self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
+        weights = None if policy.model is None else model.fingerprint
         policy.check_fits(layout_of(policy.observe, self._sizes), weights)
         self.model = model.eval()
         self._device = model.device
-        self._exits = (
-            [_Exit(model, layer) for layer in range(1, model.num_layers + 1)]
-            if isinstance(model, MultiExitModel)
-            else model.exits
-        )
+        # Looked up once: next to a layer of a small model that runs for one text, it would show.
+        self._exits = model.exits
         self._refuse_unless_rows_can_leave()
         self._follow(policy)
 
@@ -220,7 +212,7 @@ class Batch:
         lengths: int64 `[n]`, in tokens.
         hidden: `[n, T, H]`, T being the greatest length.
         calls: L, one per layer.
-        weights: `[n, 1, T]`, of the mean over tokens, where there is one.
+        weights: `[n, T]`, how much each token counts, where the exits need it.
         path: the observations so far, `[n, D]` each, if the policy has a memory.
         answers: the states `[n, H]` and logits `[n, C]` so far, if a part of the observation reads
             all of them.
@@ -241,47 +233,12 @@ class Batch:
         longest, done = int(self.lengths.max()), self.layer
         self.hidden, self.calls[done:] = narrow(self.hidden, self.calls[done:], on_device, longest)
         if self.weights is not None:
-            self.weights = self.weights.index_select(0, on_device)[:, :, :longest]
+            self.weights = self.weights.index_select(0, on_device)[:, :longest]
         self.path = [observations.index_select(0, on_device) for observations in self.path]
         self.answers = [
             (state.index_select(0, on_device), logits.index_select(0, on_device))
             for state, logits in self.answers
         ]
-
-
-class _Exit:
-    """`MultiExitModel.exit` of one layer in eval mode, with all it takes looked up beforehand.
-
-    Next to a layer of a small model that runs for one text, the looking up is felt.
-    """
-
-    def __init__(self, model: MultiExitModel, layer: int) -> None:
-        self._first_only = model.config.pooling == "first"
-        self._norm = getattr(model.backbone, "final_norm", None)
-        self._pooler = model.poolers[(layer - 1) % len(model.poolers)]
-        self._head = model.heads[layer - 1]
-
-    def weights(self, attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """How much each token of `[B, T]` counts, `[B, 1, T]`; None where only the first does."""
-        if self._first_only:
-            return None
-        size, length = attention_mask.shape
-        if size == 1:  # without padding
-            return attention_mask.new_full((1, 1, length), 1 / length, dtype=dtype)
-        weights = attention_mask[:, None].to(dtype)
-        return weights / weights.sum(dim=2, keepdim=True)
-
-    def __call__(
-        self, hidden: torch.Tensor, weights: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._first_only:
-            hidden = hidden[:, 0]
-        if self._norm is not None:
-            hidden = self._norm(hidden)
-        if weights is not None:
-            hidden = torch.bmm(weights, hidden)[:, 0]
-        state = self._pooler(hidden).tanh()
-        return state, self._head(state)
 
 
 def in_order(exits: list[Left]) -> Exits:

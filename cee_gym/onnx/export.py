@@ -21,6 +21,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +32,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from cee_gym.backbones.layers import LayerCall, _path_of_the_layers
+from cee_gym.backbones.fingerprint import fingerprint
+from cee_gym.backbones.layers import LayerCall, path_of_the_layers
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.onnx.model import OUTPUTS, VERSION, OnnxModel, digest
-from cee_gym.traces.texts import fingerprint
 
 # The first with an operator for attention, which ONNX Runtime runs as one.
 OPSET = 23
@@ -130,7 +131,7 @@ def compile_layers(model: MultiExitModel) -> None:
 
     Predictions stay what they are, up to rounding. It takes a C++ compiler on the CPU.
     """
-    for layer in model.backbone.get_submodule(_path_of_the_layers(model.backbone)).children():
+    for layer in model.backbone.get_submodule(path_of_the_layers(model.backbone)).children():
         layer.compile(dynamic=True)
 
 
@@ -142,10 +143,8 @@ class _Embedding(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         named = dict(zip(self.names, inputs, strict=True))
         hidden, padding = self.model.begin(named)[0], named["attention_mask"]
-        if self.model.config.pooling == "first":
-            return hidden, _mask(padding)
-        weights = padding.to(hidden.dtype)
-        return hidden, _mask(padding), weights / weights.sum(dim=1, keepdim=True)
+        weights = self.model.exits[0].weights(padding, hidden.dtype)
+        return (hidden, _mask(padding)) if weights is None else (hidden, _mask(padding), weights)
 
 
 class _Segment(nn.Module):
@@ -153,19 +152,17 @@ class _Segment(nn.Module):
         super().__init__()
         self.calls = calls
         self.layers = nn.ModuleList(call.layer for call in calls)
-        self.pooler = model.poolers[(end - 1) % len(model.poolers)]
-        self.head = model.heads[end - 1]
+        self.exit = model.exits[end - 1]
+        # The exporter takes the weights of registered modules only.
+        of_exit = (self.exit.norm, self.exit.pooler, self.exit.head)
+        self.of_exit = nn.ModuleList(module for module in of_exit if module is not None)
 
     def forward(
         self, hidden: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         for call in self.calls:
-            args, kwargs = _each(call, lambda given: mask if given is _MASK else given)
-            hidden = call.layer(hidden, *args, **kwargs)
-        # `MultiExitModel.exit`, but for the weights being known.
-        pooled = hidden[:, 0] if weights is None else (weights[:, None] @ hidden)[:, 0]
-        state = torch.tanh(self.pooler(pooled))
-        return hidden, state, self.head(state)
+            hidden = _each(call, lambda given: mask if given is _MASK else given)(hidden)
+        return hidden, *self.exit(hidden, weights)
 
 
 class _FullDepth(nn.Module):
@@ -212,12 +209,13 @@ def _begin(
         )
 
     hidden, calls = model.begin(inputs)
-    return hidden, [LayerCall(call.layer, *_each(call, without_mask)) for call in calls]
+    return hidden, [_each(call, without_mask) for call in calls]
 
 
-def _each(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a call gives beside the hidden states, changed."""
-    return tuple(map(change, call.args)), {k: change(v) for k, v in call.kwargs.items()}
+def _each(call: LayerCall, change: Callable[[Any], Any]) -> LayerCall:
+    """The call, with what it gives beside the hidden states changed."""
+    kwargs = {name: change(value) for name, value in call.kwargs.items()}
+    return replace(call, args=tuple(map(change, call.args)), kwargs=kwargs)
 
 
 def _example(model: MultiExitModel) -> dict[str, torch.Tensor]:

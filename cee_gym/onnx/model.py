@@ -95,7 +95,7 @@ class OnnxModel:
         return self
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
-        """See `MultiExitModel.begin`; of the layers of a segment the last one runs them all."""
+        """See `EarlyExitModel.begin`; of the layers of a segment the last one runs them all."""
         padding = inputs["attention_mask"]
         arrays = {
             name: (inputs[name] if name in inputs else torch.zeros_like(padding)).numpy()
@@ -126,6 +126,8 @@ class _Segment(nn.Module):
 
 
 class _Exit:
+    """An `ExitReader`."""
+
     def weights(self, attention_mask: torch.Tensor, dtype: torch.dtype) -> None:
         """None: the graphs are given them."""
 

@@ -26,13 +26,13 @@ try:
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
 
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
 from cee_gym.policies.rules import full_depth as never_leaving
 from cee_gym.serving.limits import Guard, Limits, connection
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
 from cee_gym.serving.service import Service
-from cee_gym.traces.texts import fingerprint
 
 # Between the signal to stop and the end of idle connections: what is on its way still arrives.
 _GRACE_SECONDS = 1.0

@@ -14,6 +14,7 @@ from array_api_compat import torch as xp
 from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText, Rows
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.traces.header import TraceHeader
 from cee_gym.traces.readout import read_out
@@ -132,12 +133,3 @@ def write_rows(
             )
             progress.update(len(batch))
     model.train(was_training)
-
-
-def fingerprint(model: MultiExitModel) -> str:
-    """Names the weights: equal for two models if and only if all their weights are."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from cee_gym.backbones.encoding import EncodedText, load_tokenizer
+from cee_gym.backbones.encoding import EncodedText, check_tokenizer, load_tokenizer
+from cee_gym.backbones.families import check_encoder
 from cee_gym.errors import BackboneError, unreachable_backbone
 from cee_gym.exits import MultiExitConfig, MultiExitModel, load_model
 from cee_gym.tasks import Task, load_splits
@@ -33,7 +34,8 @@ class Setup:
         config: how to warm up and record.
 
     Raises:
-        BackboneError: if the backbone cannot be reached, or has exits other than those asked for.
+        BackboneError: if the backbone cannot be reached or cannot carry exits, or if it has exits
+            for other classes than the task's or other than those asked for.
         CeeGymError: if it has exits and a warm-up was asked for.
     """
 
@@ -45,6 +47,19 @@ class Setup:
     def __post_init__(self) -> None:
         if self._exits is None:
             return
+        if self._exits.labels != list(self.task.labels):
+            raise BackboneError(
+                f"{self.backbone} has exits for the classes {', '.join(self._exits.labels)}, in "
+                f"this order, and task {self.task.name} has {', '.join(self.task.labels)}: give a "
+                "backbone whose classes are the task's, or one without exits"
+            )
+        if self._exits.pair != (self.task.pair is not None):
+            about = {True: "pairs of texts", False: "single texts"}
+            raise BackboneError(
+                f"{self.backbone} has exits for {about[self._exits.pair]}, and task "
+                f"{self.task.name} is about {about[not self._exits.pair]}: give a backbone without "
+                "exits"
+            )
         own = {name: getattr(self._exits, name) for name in OF_EXITS} | {"objective": "unknown"}
         for name, value in own.items():
             asked = getattr(self.config, name)
@@ -88,15 +103,22 @@ class Setup:
             seed=config.seed,
         )
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's."""
-        return load_tokenizer(self.backbone)
+        return self._reading[0]
 
-    @cached_property
+    @property
     def max_tokens(self) -> int:
         """Where texts are cut: as asked for, or at the backbone's own limit."""
-        return self.initial_model().config.max_tokens
+        return self._reading[1]
+
+    @cached_property
+    def _reading(self) -> tuple[PreTrainedTokenizerBase, int]:
+        """The tokenizer, once it is known to fit the model, and the most tokens of a text."""
+        tokenizer, model = load_tokenizer(self.backbone), self.initial_model()
+        check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
+        return tokenizer, model.config.max_tokens
 
     @cached_property
     def text(self) -> dict[str, EncodedText]:
@@ -118,7 +140,10 @@ class Setup:
             config = AutoConfig.from_pretrained(self.backbone, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
             raise unreachable_backbone(self.backbone, error) from error
-        return config if isinstance(config, MultiExitConfig) else None
+        if isinstance(config, MultiExitConfig):
+            return config
+        check_encoder(config)
+        return None
 
     @property
     def objective(self) -> WarmUpObjective | None:
@@ -132,17 +157,12 @@ class Setup:
             BackboneError: if it cannot be loaded.
         """
         if self._exits is not None:
-            model = load_model(self.backbone, torch.float32)
-            if model.num_labels != len(self.task.labels):
-                raise BackboneError(
-                    f"{self.backbone} has exits for {model.num_labels} classes, but task "
-                    f"{self.task.name} has {len(self.task.labels)}"
-                )
-            return model
+            return load_model(self.backbone, torch.float32)
         return MultiExitModel.from_backbone(
             self.backbone,
             self.task.labels,
             task=self.task.name,
+            pair=self.task.pair is not None,
             seed=self.config.seed,
             **{name: asked for name in OF_EXITS if (asked := getattr(self.config, name))},
         )

@@ -11,8 +11,8 @@ from cee_gym.agents.cat import balanced_agreement
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.guarantee import conformal_threshold, loss_table, losses_at
-from tests.agents.test_gradients import _Live
 from tests.made_traces import write_arrays, write_trace
+from tests.small_problems import StepsOnly
 
 L, H = 3, 4
 
@@ -41,7 +41,7 @@ def agreeing_where_positive(
 
 
 def agrees(env: EarlyExitEnv) -> np.ndarray:
-    return env.table.prediction == env.table.prediction[:, -1:]
+    return env.problem.prediction == env.problem.prediction[:, -1:]
 
 
 @pytest.mark.parametrize("hidden_width", [0, 32])
@@ -49,7 +49,7 @@ def test_it_finds_where_layers_agree_with_the_last(tmp_path, hidden_width) -> No
     env = agreeing_where_positive(tmp_path / "a", seed=0)
     fresh = agreeing_where_positive(tmp_path / "b", seed=1)
     agent = CAT(hidden_width=hidden_width, learning_rate=3e-2).learn(env, 20_000)
-    scores = agent.exit_probabilities(fresh.observations)
+    scores = agent.policy.scores_on(fresh.problem)
     for t in range(L - 1):
         assert roc_auc_score(agrees(fresh)[:, t], scores[:, t]) > 0.99
 
@@ -58,10 +58,10 @@ def test_without_a_hidden_layer_it_is_the_balanced_logistic_regression(tmp_path)
     # One in six disagrees.
     env = agreeing_where_positive(tmp_path / "t", seed=0, n=300, noise=1.0, shift=-1.4)
     agent = CAT(hidden_width=0, learning_rate=0.1, batch_size=300).learn(env, 300 * L * 200)
-    scores = agent.exit_probabilities(env.observations)
+    scores = agent.policy.scores_on(env.problem)
     for t in range(L - 1):
         assert 0.1 < 1 - agrees(env)[:, t].mean() < 0.25
-        states = env.observations[:, t, env.layout["hidden"]]
+        states = env.problem.observe()[:, t, env.layout["hidden"]]
         theirs = LogisticRegression(C=np.inf, class_weight="balanced").fit(
             states, agrees(env)[:, t]
         )
@@ -70,7 +70,7 @@ def test_without_a_hidden_layer_it_is_the_balanced_logistic_regression(tmp_path)
 
 def test_both_classes_weigh_the_same_at_each_layer_but_the_last(tmp_path) -> None:
     env = agreeing_where_positive(tmp_path / "t", seed=0, shift=-1.0)
-    weights = balanced_agreement(env.table).numpy()
+    weights = balanced_agreement(env.problem).numpy()
     np.testing.assert_array_equal(weights[:, :-1] > 0, agrees(env)[:, :-1])
     for side in (1, -1):
         total = (side * weights).clip(0)[:, :-1].mean(axis=0)
@@ -80,7 +80,7 @@ def test_both_classes_weigh_the_same_at_each_layer_but_the_last(tmp_path) -> Non
 
 def test_where_all_agree_it_learns_to_leave(tmp_path) -> None:
     env = agreeing_where_positive(tmp_path / "t", seed=0, shift=-99.0)
-    scores = CAT(learning_rate=3e-2).learn(env, 10_000).exit_probabilities(env.observations)
+    scores = CAT(learning_rate=3e-2).learn(env, 10_000).policy.scores_on(env.problem)
     assert (scores > 0.9).all()
 
 
@@ -88,11 +88,9 @@ def test_it_reads_no_label_and_no_reward(tmp_path) -> None:
     one, other = (
         agreeing_where_positive(tmp_path / str(labels), seed=0, labels=labels) for labels in (0, 1)
     )
-    dear = EarlyExitEnv(trace=one.table.trace, alpha=2.0, hardness=None)
-    a, b, c = (
-        CAT().learn(env, 3_000).exit_probabilities(one.observations) for env in (one, other, dear)
-    )
-    assert not np.array_equal(one.table.correct, other.table.correct)
+    dear = EarlyExitEnv(trace=one.problem.trace, alpha=2.0, reward="cross_entropy")
+    a, b, c = (CAT().learn(env, 3_000).policy.scores_on(one.problem) for env in (one, other, dear))
+    assert not np.array_equal(one.problem.correct, other.problem.correct)
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a, c)
 
@@ -103,7 +101,7 @@ def test_conformal_calibration_keeps_its_promise_on_its_scores(tmp_path) -> None
         for seed, (split, n) in enumerate((("train", 400), ("calibration", 400), ("dev", 4000)))
     ]
     agent = CAT(learning_rate=1e-2).learn(envs[0], 15_000)
-    _, calibration, dev = ((e.table.trace, agent.exit_probabilities(e.observations)) for e in envs)
+    _, calibration, dev = ((e.problem.trace, agent.policy.scores_on(e.problem)) for e in envs)
     threshold = conformal_threshold(*calibration, epsilon=0.1)
     trace, scores = dev
     lost = losses_at(loss_table(trace, "disagreement"), scores, threshold.value).mean()
@@ -126,12 +124,13 @@ def test_it_is_read_back_as_it_was_and_goes_on(tmp_path) -> None:
     again = load_agent(tmp_path / "agent")
     assert isinstance(again, CAT)
     assert again.hyperparameters() == settings
+    observations = env.problem.observe()
     for _ in range(2):
-        whole = agent.exit_probabilities(env.observations)
-        np.testing.assert_array_equal(again.exit_probabilities(env.observations), whole)
+        whole = agent.policy.scores(observations)
+        np.testing.assert_array_equal(again.policy.scores(observations), whole)
         for t in range(1, 5):
-            path = env.observations[:, :t]
-            np.testing.assert_allclose(again.exit_probability(path), whole[:, t - 1], rtol=1e-4)
+            single = again.policy.scores(observations[:, :t])[:, -1]
+            np.testing.assert_allclose(single, whole[:, t - 1], rtol=1e-4)
         agent.learn(env, 500)
         again.learn(env, 500)
 
@@ -153,7 +152,7 @@ def test_it_needs_the_tables_the_layer_and_sound_settings(tmp_path) -> None:
     trace = write_trace(tmp_path / "t")
     env = EarlyExitEnv(trace=trace)
     with pytest.raises(CeeGymError, match="use a recorded environment"):
-        CAT().learn(_Live(env), 100)
+        CAT().learn(StepsOnly(env), 100)
     with pytest.raises(CeeGymError, match="cat has a network per layer: observe 'layer'"):
         CAT().learn(EarlyExitEnv(trace=trace, observe=("hidden",)), 100)
     with pytest.raises(CeeGymError, match="lower learning_rate"):

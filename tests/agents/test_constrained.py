@@ -7,7 +7,7 @@ from scipy.stats import entropy
 
 from cee_gym.agents import Constrained, load_agent
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.returns import exit_distribution, first_exit
+from cee_gym.returns import exit_distribution
 from tests.made_traces import write_arrays, write_trace
 
 L = 4
@@ -29,8 +29,8 @@ def graded(tmp_path, n: int = 1000) -> tuple[EarlyExitEnv, np.ndarray]:
 
 
 def lost_and_saved(agent: Constrained, env: EarlyExitEnv) -> tuple[float, float]:
-    exits = first_exit(agent.exit_probabilities(env.observations) > 0.5)
-    correct = env.table.correct
+    exits = agent.policy.exit_layers(agent.policy.scores_on(env.problem))
+    correct = env.problem.correct
     lost = correct[:, -1].mean() - correct[np.arange(len(correct)), exits - 1].mean()
     return 100 * float(lost), 1 - float(exits.mean()) / L
 
@@ -44,7 +44,7 @@ def test_it_reaches_the_best_saving_the_points_allow(tmp_path, points) -> None:
     lost, saved = lost_and_saved(agent, env)
     # The best it can do is to let the likeliest leave at once, as long as the points last.
     likeliest = np.argsort(-chance)
-    spent = 100 * np.cumsum(~env.table.correct[likeliest, 0]) / len(chance)
+    spent = 100 * np.cumsum(~env.problem.correct[likeliest, 0]) / len(chance)
     best = (1 - 1 / L) * np.searchsorted(spent, points) / len(chance)
     assert abs(lost - points) < 1.0
     assert abs(saved - best) < 0.04
@@ -75,22 +75,22 @@ def test_what_it_ascends_is_the_lagrangian(tmp_path) -> None:
     agent = Constrained()
     agent.log_multiplier = float(np.log(3.0))
     rows = np.arange(5)
-    reward = agent.objective(env.table, rows, torch.zeros(5, L)).numpy()
+    reward = agent.objective(env.problem, rows, torch.zeros(5, L)).numpy()
     depth = np.arange(1, L + 1) / L
-    np.testing.assert_allclose(4 * reward, 3 * env.table.correct[rows] - depth, rtol=1e-5)
+    np.testing.assert_allclose(4 * reward, 3 * env.problem.correct[rows] - depth, rtol=1e-5)
 
 
 def test_the_multiplier_follows_what_is_lost(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
-    rows = np.arange(len(env.table.trace))
+    rows = np.arange(len(env.problem))
     agent = Constrained(points_lost=2.0, multiplier_rate=0.5)
     before = agent.log_multiplier
     # Likelier to stay than to leave at every layer: it leaves at the last.
-    agent.updated(env.table, rows, np.tile([0.4, 0.2, 0.1, 0.3], (len(rows), 1)))
+    agent.updated(env.problem, rows, np.tile([0.4, 0.2, 0.1, 0.3], (len(rows), 1)))
     assert agent.log_multiplier == pytest.approx(before - 0.5 * 0.02)
     # Half of those that reach the second layer leave there, and a bit more.
-    agent.updated(env.table, rows, np.tile([0.4, 0.31, 0.29, 0.0], (len(rows), 1)))
-    correct = env.table.correct
+    agent.updated(env.problem, rows, np.tile([0.4, 0.31, 0.29, 0.0], (len(rows), 1)))
+    correct = env.problem.correct
     lost = correct[:, -1].mean() - correct[:, 1].mean()
     assert agent.log_multiplier == pytest.approx(before + 0.5 * (lost - 0.04))
 
@@ -105,5 +105,5 @@ def test_it_is_saved_with_its_multiplier(tmp_path) -> None:
     for one in (agent, again):
         one.learn(env, 500)
     np.testing.assert_array_equal(
-        again.exit_probabilities(env.observations), agent.exit_probabilities(env.observations)
+        again.policy.scores_on(env.problem), agent.policy.scores_on(env.problem)
     )

@@ -1,31 +1,17 @@
 """The learning curves: what is recorded, under which tag, against a plain count."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.curves import Curves
 from cee_gym.errors import CeeGymError
-
-
-class _Kept(KVWriter):
-    """Keeps every point of the curves."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[int, dict[str, Any]]] = []
-
-    def write(self, key_values, key_excluded, step=0) -> None:
-        self.points.append((step, dict(key_values)))
-
-    def close(self) -> None:
-        pass
+from tests.small_problems import Kept
 
 
 def test_a_point_holds_the_means_since_the_last_one() -> None:
-    kept = _Kept()
+    kept = Kept()
     curves = Curves(Logger(None, [kept]), 200, 1000, num_layers=4, progress_bar=False, name="x")
     # One rollout left at layer 1 and three at layer 4; a timestep too few for a point of its own.
     loss = torch.tensor(2.0)
@@ -50,7 +36,7 @@ def test_a_point_holds_the_means_since_the_last_one() -> None:
 
 
 def test_what_is_not_known_is_not_recorded() -> None:
-    kept = _Kept()
+    kept = Kept()
     curves = Curves(Logger(None, [kept]), 1, 0, num_layers=2, progress_bar=False, name="x")
     unknown = {"hindsight": None, "accuracy": None}
     curves.update(1, np.array([1, 0]), returns=0.0, loss=torch.tensor(0.0), **unknown)

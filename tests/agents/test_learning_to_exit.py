@@ -11,8 +11,8 @@ from cee_gym.agents import LearningToExit, load_agent
 from cee_gym.agents.learning_to_exit import _regress
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
-from tests.agents.test_gradients import _Live
 from tests.made_traces import write_arrays, write_trace
+from tests.small_problems import StepsOnly
 
 L, H = 3, 5
 
@@ -57,43 +57,44 @@ def test_it_solves_the_regression_as_scipy_does(weight_decay) -> None:
 def test_it_finds_where_classifiers_are_right(tmp_path) -> None:
     env = right_where_positive(tmp_path / "a", noise=0.0, seed=0)
     fresh = right_where_positive(tmp_path / "b", noise=0.0, seed=1)
-    scores = LearningToExit().learn(env).exit_probabilities(fresh.observations)
-    assert roc_auc_score(fresh.table.correct.ravel(), scores.ravel()) > 0.999
-    assert ((scores > 0.5) == fresh.table.correct).mean() > 0.98
+    scores = LearningToExit().learn(env).policy.scores_on(fresh.problem)
+    assert roc_auc_score(fresh.problem.correct.ravel(), scores.ravel()) > 0.999
+    assert ((scores > 0.5) == fresh.problem.correct).mean() > 0.98
 
 
 def test_it_orders_fresh_states_as_well_as_a_logistic_regression(tmp_path) -> None:
     env = right_where_positive(tmp_path / "a", noise=0.7, seed=0)
     fresh = right_where_positive(tmp_path / "b", noise=0.7, seed=1)
     hidden = env.layout["hidden"]
-    scores = LearningToExit().learn(env).exit_probabilities(fresh.observations).ravel()
+    scores = LearningToExit().learn(env).policy.scores_on(fresh.problem).ravel()
     theirs = LogisticRegression(max_iter=1000).fit(
-        env.observations[..., hidden].reshape(-1, H), env.table.correct.ravel()
+        env.problem.observe()[..., hidden].reshape(-1, H), env.problem.correct.ravel()
     )
-    their_scores = theirs.predict_proba(fresh.observations[..., hidden].reshape(-1, H))[:, 1]
-    right = fresh.table.correct.ravel()
+    their_scores = theirs.predict_proba(fresh.problem.observe()[..., hidden].reshape(-1, H))[:, 1]
+    right = fresh.problem.correct.ravel()
     assert roc_auc_score(right, scores) > roc_auc_score(right, their_scores) - 0.005 > 0.8
 
 
-def test_one_regressor_serves_all_layers_and_its_threshold_is_at_one_half(tmp_path) -> None:
+def test_one_regressor_serves_all_layers_and_its_policy_holds_the_threshold(tmp_path) -> None:
     env = right_where_positive(tmp_path / "a", noise=0.7, seed=0)
-    agents = [LearningToExit(threshold=t).learn(env) for t in (0.5, 0.8)]
-    observations = np.array(env.observations)
+    one, other = (LearningToExit(threshold=t).learn(env).policy for t in (0.5, 0.8))
+    observations = np.array(env.problem.observe())
     observations[:, :, env.layout["hidden"]] = observations[:, :1, env.layout["hidden"]]
-    predicted, graded = (agent.exit_probabilities(observations) for agent in agents)
+    predicted = one.scores(observations)
     assert (np.ptp(predicted, axis=1) < 1e-6).all()
     assert np.ptp(predicted) > 0.5
-    clear = np.abs(predicted - 0.8) > 1e-6
-    assert ((graded > 0.5) == (predicted > 0.8))[clear].all()
+    np.testing.assert_array_equal(other.scores(observations), predicted)
+    np.testing.assert_array_equal(other.exit_probabilities(observations), predicted > 0.8)
 
 
 def test_features_that_hardly_or_never_change_do_not_carry_it_away(tmp_path) -> None:
     env = right_where_positive(tmp_path / "a", noise=0.7, seed=0)
     agent = LearningToExit(weight_decay=0.0).learn(env)
-    moved = np.array(env.observations)
+    observations = env.problem.observe()
+    moved = np.array(observations)
     moved[..., env.layout["hidden"].start + 2] += 1e-3
     np.testing.assert_allclose(
-        agent.exit_probabilities(moved), agent.exit_probabilities(env.observations), atol=0.02
+        agent.policy.scores(moved), agent.policy.scores(observations), atol=0.02
     )
 
 
@@ -102,7 +103,7 @@ def test_where_every_classifier_is_right_it_leaves_at_once(tmp_path) -> None:
     logits = np.tile([3.0, 0.0], (20, L, 1))
     states = np.random.default_rng(0).normal(size=(20, L, 40))  # more features than instances
     env = EarlyExitEnv(trace=write_arrays(tmp_path / "t", states, logits, labels))
-    assert (LearningToExit().learn(env).exit_probabilities(env.observations) > 0.99).all()
+    assert (LearningToExit().learn(env).policy.scores_on(env.problem) > 0.99).all()
 
 
 def test_it_is_read_back_as_it_was(tmp_path) -> None:
@@ -112,24 +113,22 @@ def test_it_is_read_back_as_it_was(tmp_path) -> None:
     again = load_agent(tmp_path / "agent")
     assert isinstance(again, LearningToExit)
     assert again.hyperparameters() == {"threshold": 0.6, "weight_decay": 0.01}
-    whole = agent.exit_probabilities(env.observations)
-    np.testing.assert_array_equal(again.exit_probabilities(env.observations), whole)
+    observations = env.problem.observe()
+    whole = agent.policy.scores(observations)
+    np.testing.assert_array_equal(again.policy.scores(observations), whole)
     for t in range(1, 5):
-        path = env.observations[:, :t]
-        np.testing.assert_allclose(again.exit_probability(path), whole[:, t - 1], rtol=1e-5)
-        np.testing.assert_allclose(
-            again.exit_probability(path), again.exit_probabilities(path)[:, -1], rtol=1e-5
-        )
+        single = again.policy.scores(observations[:, :t])[:, -1]
+        np.testing.assert_allclose(single, whole[:, t - 1], rtol=1e-5)
 
 
 def test_it_needs_the_tables_the_hidden_state_and_sound_settings(tmp_path) -> None:
     trace = write_trace(tmp_path / "t")
     with pytest.raises(CeeGymError, match="use a recorded environment"):
-        LearningToExit().learn(_Live(EarlyExitEnv(trace=trace)))
+        LearningToExit().learn(StepsOnly(EarlyExitEnv(trace=trace)))
     with pytest.raises(CeeGymError, match="reads hidden: observe it"):
         LearningToExit().learn(EarlyExitEnv(trace=trace, observe=("layer", "probs")))
     with pytest.raises(CeeGymError, match="call learn first"):
-        LearningToExit().exit_probabilities(np.zeros((1, 1, 10), np.float32))
+        _ = LearningToExit().policy
     for settings in ({"threshold": 1.5}, {"weight_decay": -1.0}):
         with pytest.raises(CeeGymError, match=f"{next(iter(settings))} must be"):
             LearningToExit(**settings)

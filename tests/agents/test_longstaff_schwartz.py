@@ -8,18 +8,19 @@ from cee_gym.agents.longstaff_schwartz import _regress
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.returns import first_exit
-from tests.agents.test_gradients import _Live, known_problem
 from tests.made_traces import write_trace
+from tests.small_problems import StepsOnly, known_problem
 
 
-def realised(agent, env: EarlyExitEnv, alpha: float) -> float:
-    exits = first_exit(agent.exit_probabilities(env.observations) > 0.5)
-    return env.table.rewards(alpha)[np.arange(len(exits)), exits - 1].mean()
+def exits(agent: LongstaffSchwartz, env: EarlyExitEnv) -> np.ndarray:
+    return agent.policy.exit_layers(agent.policy.scores_on(env.problem))
 
 
 def test_it_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:
     env, best = known_problem(tmp_path)
-    assert realised(LongstaffSchwartz().learn(env), env, 0.0) == pytest.approx(best)
+    layers = exits(LongstaffSchwartz().learn(env), env)
+    realised = env.problem.rewards(0.0)[np.arange(len(layers)), layers - 1].mean()
+    assert realised == pytest.approx(best)
 
 
 def test_it_finds_the_optimal_stopping_rule_of_a_linear_problem() -> None:
@@ -42,8 +43,8 @@ def test_noise_is_not_mistaken_for_foresight() -> None:
     fresh_states, fresh = rng.normal(size=(4000, 3, 200)), rng.normal(size=(4000, 3))
     weight, bias = _regress(states, rewards, folds=5, seed=0, progress_bar=False)
     scores = np.einsum("nld,ld->nl", fresh_states, weight) + bias
-    exits = first_exit(scores > 0) - 1
-    assert abs(fresh[np.arange(4000), exits].mean()) < 0.06
+    left = first_exit(scores > 0) - 1
+    assert abs(fresh[np.arange(4000), left].mean()) < 0.06
     # The ridge has found that there is nothing to find.
     assert np.abs(np.einsum("nld,ld->nl", states, weight))[:, :2].mean() < 0.5
 
@@ -55,10 +56,11 @@ def test_it_is_read_back_as_it_was(tmp_path) -> None:
     again = load_agent(tmp_path / "agent")
     assert isinstance(again, LongstaffSchwartz)
     assert again.hyperparameters() == {"folds": 3, "seed": 2}
-    whole = agent.exit_probabilities(env.observations)
-    np.testing.assert_array_equal(again.exit_probabilities(env.observations), whole)
+    observations = env.problem.observe()
+    whole = agent.policy.scores(observations)
+    np.testing.assert_array_equal(again.policy.scores(observations), whole)
     for t in range(1, 5):
-        single = again.exit_probability(env.observations[:, :t])
+        single = again.policy.scores(observations[:, :t])[:, -1]
         np.testing.assert_allclose(single, whole[:, t - 1], rtol=1e-4, atol=1e-6)
 
 
@@ -66,18 +68,29 @@ def test_a_higher_price_makes_it_leave_earlier(tmp_path) -> None:
     trace = write_trace(tmp_path / "t", n=300)
     depth = []
     for alpha in (0.0, 0.3, 1.0):
-        env = EarlyExitEnv(trace=trace, alpha=alpha, hardness=None)
-        agent = LongstaffSchwartz().learn(env)
-        depth.append(first_exit(agent.exit_probabilities(env.observations) > 0.5).mean())
+        env = EarlyExitEnv(trace=trace, alpha=alpha, reward="cross_entropy")
+        depth.append(exits(LongstaffSchwartz().learn(env), env).mean())
     assert depth[0] > depth[1] > depth[2]
 
 
 def test_it_needs_the_tables(tmp_path) -> None:
-    env = _Live(EarlyExitEnv(trace=write_trace(tmp_path / "t")))
+    env = StepsOnly(EarlyExitEnv(trace=write_trace(tmp_path / "t")))
     with pytest.raises(CeeGymError, match="recorded environment"):
         LongstaffSchwartz().learn(env)
 
 
-def test_one_fold_is_refused() -> None:
-    with pytest.raises(CeeGymError, match="folds must be at least 2"):
-        LongstaffSchwartz(folds=1)
+@pytest.mark.parametrize("folds", [1, 10**13])
+def test_too_few_and_too_many_folds_are_refused(folds) -> None:
+    with pytest.raises(CeeGymError, match=f"folds must be 2 to 100, got {folds}"):
+        LongstaffSchwartz(folds=folds)
+
+
+def test_one_instance_is_too_few(tmp_path) -> None:
+    env = EarlyExitEnv(trace=write_trace(tmp_path / "t", n=1))
+    with pytest.raises(CeeGymError, match="1 instance is too few"):
+        LongstaffSchwartz().learn(env)
+
+
+def test_fewer_instances_than_folds_will_do(tmp_path) -> None:
+    env = EarlyExitEnv(trace=write_trace(tmp_path / "t", n=4))
+    assert np.isfinite(LongstaffSchwartz().learn(env).policy.scores_on(env.problem)).all()

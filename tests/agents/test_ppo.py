@@ -14,12 +14,16 @@ from cee_gym.agents import PPO, ppo
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.policies.networks import log_exit_distribution
-from cee_gym.returns import expected_return
-from tests.agents.test_curves import _Kept
-from tests.agents.test_gradients import _Live, known_problem
 from tests.made_traces import write_trace
+from tests.small_problems import Kept, StepsOnly, earned, known_problem, started
 
 T, N, L = 12, 5, 4
+
+
+def first_rollout(agent: PPO, env) -> ppo.Rollout:
+    _, problem = agent.prepare(env)
+    envs = agent.vectorised(env, problem)
+    return next(agent.rollouts(envs, problem, np.random.default_rng(0)))
 
 
 def steps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,8 +96,8 @@ def test_the_clipped_ratio_follows_the_cases_of_the_paper() -> None:
 def test_the_losses_are_those_of_a_plain_bernoulli(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t", num_layers=L))
     agent = PPO(entropy_coefficient=0.3, value_coefficient=0.7)
-    policy = agent.make_policy(env)
-    rollout = next(agent.rollouts(agent.vectorised(env), np.random.default_rng(0)))
+    policy, _ = agent.prepare(env)
+    rollout = first_rollout(agent, env)
     with torch.no_grad():
         policy.bias.add_(0.4)  # away from the policy that acted
     rows = torch.arange(100, 300)
@@ -122,21 +126,21 @@ def test_in_expectation_the_first_gradient_is_the_exact_one(tmp_path, monkeypatc
     estimates, num_envs = [], 1000
     envs = EarlyExitVectorEnv(num_envs, trace=trace, alpha=0.3)
     agent = PPO(hidden_width=2, num_envs=num_envs, num_steps=L, gae_lambda=1.0)
-    policy = agent.make_policy(envs)
+    policy, problem = agent.prepare(envs)
     parameters = list(policy.parameters())
     with torch.no_grad():
         for parameter in parameters:
             parameter.mul_(3)  # so that probabilities differ from state to state
 
-    observations = torch.tensor(envs.table.observations)
-    rewards = torch.from_numpy(envs.table.rewards(0.3)).float()
+    observations = torch.tensor(problem.observe())
+    rewards = torch.from_numpy(problem.rewards(0.3)).float()
     exits = log_exit_distribution(policy(agent.states(observations))).exp()
     exact = gradient(-(exits * rewards).sum(dim=1).mean(), parameters)
 
     monkeypatch.setattr(ppo, "normalised", lambda advantages, weight: advantages)
     for seed in range(40):
         # A new generator: L steps from a reset, within which the first episode of each ends.
-        rollout = next(agent.rollouts(envs, np.random.default_rng(seed)))
+        rollout = next(agent.rollouts(envs, problem, np.random.default_rng(seed)))
         layers = rollout.layers.view(L, num_envs)
         rows = (layers == torch.arange(L)[:, None]).cummin(dim=0).values
         first = rows.flatten().nonzero()[:, 0]
@@ -156,8 +160,8 @@ def gradient(loss: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor
 def test_the_last_layer_teaches_the_critic_and_not_the_policy(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t", num_layers=L))
     agent = PPO(entropy_coefficient=0.1)
-    policy = agent.make_policy(env)
-    rollout = next(agent.rollouts(agent.vectorised(env), np.random.default_rng(0)))
+    policy, _ = agent.prepare(env)
+    rollout = first_rollout(agent, env)
     rows = torch.arange(len(rollout.layers))
     with torch.no_grad():
         policy.bias.sub_(0.5)  # away from the policy that acted
@@ -177,17 +181,17 @@ def test_the_critic_learns_what_is_still_to_be_earned(tmp_path) -> None:
     """Where the policy does not move, V approaches the policy's expected return from there on."""
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t", n=4, width=8, num_layers=L), alpha=1.0)
     agent = PPO(hidden_width=0, gae_lambda=1.0, learning_rate=0.01)
-    policy = agent.make_policy(env)
+    policy, problem = agent.prepare(env)
     for parameter in policy.parameters():
         parameter.requires_grad_(False)
     agent.learn(env, 20_000)
-    p = agent.exit_probabilities(env.observations).astype(np.float64)
-    rewards = env.table.rewards(1.0)
+    p = agent.policy.scores_on(problem).astype(np.float64)
+    rewards = problem.rewards(1.0)
     value = rewards.copy()
     for t in reversed(range(L - 1)):
         value[:, t] = p[:, t] * rewards[:, t] + (1 - p[:, t]) * value[:, t + 1]
     with torch.no_grad():
-        found = agent.critic(agent.states(torch.tensor(env.observations))).numpy()
+        found = agent.critic(agent.states(torch.tensor(problem.observe()))).numpy()
     np.testing.assert_allclose(found, value, atol=0.1)
     assert value.std() > 0.25
 
@@ -195,16 +199,14 @@ def test_the_critic_learns_what_is_still_to_be_earned(tmp_path) -> None:
 def test_it_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:
     env, best = known_problem(tmp_path)
     agent = PPO(learning_rate=1e-2).learn(env, 40_000)
-    reward = env.table.rewards(0.0)
-    reached = expected_return(agent.exit_probabilities(env.observations), reward).mean()
-    assert best - reached < 0.02
+    assert best - earned(agent.policy, env.problem) < 0.02
 
 
 def test_the_same_seed_learns_the_same_and_scalar_or_vector_does_not_matter(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
-    vector = EarlyExitVectorEnv(16, trace=env.table.trace)
+    vector = EarlyExitVectorEnv(16, trace=env.problem.trace)
     a, b, c, d = (
-        PPO(seed=seed, num_envs=16).learn(e, 2_000).exit_probabilities(env.observations)
+        PPO(seed=seed, num_envs=16).learn(e, 2_000).policy.scores_on(env.problem)
         for seed, e in ((0, env), (0, env), (1, env), (0, vector))
     )
     np.testing.assert_array_equal(a, b)
@@ -221,12 +223,16 @@ def test_the_critic_is_kept_and_learning_goes_on(tmp_path) -> None:
     for one in (agent, again):
         one.learn(env, 500)
     assert agent.timesteps == 1024
-    for (name, mine), theirs in zip(agent.weights().items(), again.weights().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, msg=name)
+    for mine, theirs in (
+        (agent.tensors(), again.tensors()),
+        (agent.policy.score.tensors(), again.policy.score.tensors()),
+    ):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_learning_again_draws_anew(tmp_path) -> None:
-    kept = _Kept()
+    kept = Kept()
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
     agent = PPO(num_envs=8, learning_rate=0.0)
     for _ in range(2):
@@ -239,43 +245,36 @@ def test_the_gradient_is_cut(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
     agent, fresh = PPO(num_envs=8, max_grad_norm=0.0), PPO()
     agent.learn(env, 256)
-    fresh.make_policy(env)
     np.testing.assert_array_equal(
-        agent.exit_probabilities(env.observations), fresh.exit_probabilities(env.observations)
+        agent.policy.scores_on(env.problem), started(fresh, env).policy.scores_on(env.problem)
     )
 
 
 def live(env: EarlyExitEnv, how: str):
     if how == "scalar":
-        return _Live(env)
-    twins = [lambda: _Live(EarlyExitEnv(**env.arguments))] * 8
+        return StepsOnly(env)
+    twins = [lambda: StepsOnly(EarlyExitEnv(**env.arguments))] * 8
     return SyncVectorEnv(twins, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 @pytest.mark.parametrize("how", ["scalar", "vector"])
 def test_it_learns_where_there_are_no_tables(tmp_path, how) -> None:
     env, _ = known_problem(tmp_path)
-    agent, fresh = (PPO(learning_rate=2e-2, num_envs=8, batch_size=64) for _ in range(2))
+    agent = started(PPO(learning_rate=2e-2, num_envs=8, batch_size=64), env)
+    before = earned(agent.policy, env.problem)
     agent.learn(live(env, how), 3_000)
-    fresh.make_policy(env)
-    before, after = (
-        expected_return(one.exit_probabilities(env.observations), env.table.rewards(0.0)).mean()
-        for one in (fresh, agent)
-    )
-    assert after > before + 0.2
+    assert earned(agent.policy, env.problem) > before + 0.2
 
 
 def test_an_update_has_as_many_timesteps_whatever_the_number_of_environments(tmp_path) -> None:
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
     agent = PPO(num_envs=8, num_steps=6)
-    agent.make_policy(env)
-    for given, timesteps in ((env, 48), (_Live(env), 48), (EarlyExitVectorEnv.of(env, 10), 50)):
-        rollout = next(agent.rollouts(agent.vectorised(given), np.random.default_rng(0)))
-        assert len(rollout.layers) == timesteps
+    for given, timesteps in ((env, 48), (StepsOnly(env), 48), (EarlyExitVectorEnv.of(env, 10), 50)):
+        assert len(first_rollout(agent, given).layers) == timesteps
 
 
 def test_a_rollout_in_which_no_episode_ends_is_learned_from_too(tmp_path) -> None:
-    kept = _Kept()
+    kept = Kept()
     env = EarlyExitEnv(trace=write_trace(tmp_path / "t"))
     PPO(num_envs=1, num_steps=1).learn(env, 30, logger=Logger(None, [kept]))
     assert kept.points
@@ -290,23 +289,21 @@ def test_a_rollout_says_how_its_episodes_came_out(tmp_path, how) -> None:
         observe=("hidden", "layer", "alpha"),
         alpha=(0.0, 1.0),
     )
-    table, agent = env.table, PPO(num_envs=8)
-    agent.make_policy(env)
+    problem, agent = env.problem, PPO(num_envs=8)
+    rollout = first_rollout(agent, env if how == "recorded" else StepsOnly(env))
     assert agent.critic.scale.max() > 1  # of alpha, which a network would else hardly see
-    envs = agent.vectorised(env if how == "recorded" else _Live(env))
-    rollout = next(agent.rollouts(envs, np.random.default_rng(0)))
     ended = rollout.leave | (rollout.layers == L - 1)
     states, layers = rollout.states[ended].numpy(), rollout.layers[ended].numpy()
     # The hidden state tells the instance.
-    hidden = table.observations[:, :, table.layout["hidden"]]
+    hidden = problem.observe()[:, :, problem.layout["hidden"]]
     same = (hidden[:, layers] == states[:, :-1]).all(axis=2)
     assert (same.sum(axis=0) == 1).all()
     instances, alphas = same.argmax(axis=0), states[:, -1:]
-    rewards = table.quality[instances] - alphas * table.price[instances]
+    rewards = problem.quality[instances] - alphas * problem.price[instances]
     assert rollout.mean_return == pytest.approx(
         rewards[np.arange(len(layers)), layers].mean(), rel=1e-5
     )
-    assert rollout.accuracy == pytest.approx(table.correct[instances, layers].mean())
+    assert rollout.accuracy == pytest.approx(problem.correct[instances, layers].mean())
     np.testing.assert_array_equal(rollout.exits, np.bincount(layers, minlength=L))
     if how == "recorded":
         assert rollout.hindsight == pytest.approx(rewards.max(axis=1).mean(), rel=1e-5)
@@ -315,7 +312,7 @@ def test_a_rollout_says_how_its_episodes_came_out(tmp_path, how) -> None:
 
 
 def test_the_curves_say_what_happened(tmp_path) -> None:
-    kept = _Kept()
+    kept = Kept()
     env = EarlyExitEnv(
         trace=write_trace(tmp_path / "t"), observe=("hidden", "layer", "alpha"), alpha=(0, 1)
     )
@@ -325,16 +322,15 @@ def test_the_curves_say_what_happened(tmp_path) -> None:
     tags = kept.points[0][1].keys() - {"exit/exit_layer"}
     points = {tag: np.mean([point[tag] for _, point in kept.points]) for tag in tags}
     alphas = np.linspace(0, 1, 101)
-    tables = [(env.table.observe(slice(None), alpha), env.table.rewards(alpha)) for alpha in alphas]
-    earned = np.mean([expected_return(agent.exit_probabilities(o), r).mean() for o, r in tables])
-    best = np.mean([r.max(axis=1).mean() for _, r in tables])
-    assert points["rollout/ep_rew_mean"] == pytest.approx(earned, abs=0.05)
-    assert points["exit/regret"] == pytest.approx(best - earned, abs=0.05)
+    mean = np.mean([earned(agent.policy, env.problem, alpha) for alpha in alphas])
+    best = np.mean([env.problem.rewards(alpha).max(axis=1).mean() for alpha in alphas])
+    assert points["rollout/ep_rew_mean"] == pytest.approx(mean, abs=0.05)
+    assert points["exit/regret"] == pytest.approx(best - mean, abs=0.05)
     assert points["train/approx_kl"] == points["train/clip_fraction"] == 0
     assert points["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)
     assert points["train/value_loss"] > 0 > points["train/entropy_loss"]
     assert points["train/loss"] == pytest.approx(0.5 * points["train/value_loss"], rel=1e-4)
-    rollout = next(agent.rollouts(agent.vectorised(env), np.random.default_rng(0)))
+    rollout = first_rollout(agent, env)
     values = rollout.values.numpy()
     assert ppo.explained_variance(rollout) == pytest.approx(
         theirs_explained_variance(values, values + rollout.advantages.numpy()), abs=1e-5
@@ -345,14 +341,11 @@ def test_it_can_start_from_the_confidence_rule(tmp_path) -> None:
     env = EarlyExitEnv(
         trace=write_trace(tmp_path / "t", n=200), observe=("confidence", "layer"), alpha=0.1
     )
-    agent = PPO(start="confidence")
-    agent.make_policy(env)
-    rewards = env.table.rewards(0.1)
-    before = agent.exit_probabilities(env.observations)
-    after = agent.learn(env, 20_000).exit_probabilities(env.observations)
-    assert expected_return(after, rewards).mean() > expected_return(before, rewards).mean()
+    agent = started(PPO(start="confidence"), env)
+    before = earned(agent.policy, env.problem, 0.1)
+    assert earned(agent.learn(env, 20_000).policy, env.problem, 0.1) > before
     with pytest.raises(CeeGymError, match="observe 'confidence' too"):
-        PPO(start="confidence").learn(EarlyExitEnv(trace=env.table.trace), 10)
+        PPO(start="confidence").learn(EarlyExitEnv(trace=env.problem.trace), 10)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])

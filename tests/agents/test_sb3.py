@@ -141,9 +141,33 @@ def test_pictures_and_attributes_are_those_of_the_environments() -> None:
         envs.env_method("reset")
 
 
+@pytest.mark.parametrize("kind", ["array", "list"])
+def test_options_are_those_of_the_environments(kind) -> None:
+    envs = make_sb3_vec_env(RTE, 2, seed=0)
+    envs.set_options({"instance": 7} if kind == "array" else [{"instance": 7}, {"instance": 9}])
+    envs.reset()
+    assert [info["instance"] for info in envs.reset_infos] == [7, 7 if kind == "array" else 9]
+    envs.set_options({"instances": 7})
+    with pytest.raises(CeeGymError, match="no option 'instances': did you mean instance"):
+        envs.reset()
+    envs.set_options([{"instance": 7}, {}])
+    with pytest.raises(CeeGymError, match="given to all environments, or none"):
+        envs.reset()
+
+
+def test_metadata_is_that_of_the_environments(tmp_path) -> None:
+    envs = EarlyExitVectorEnv(2, trace=write_trace(tmp_path / "t"))
+    metadata = make_sb3_vec_env(envs).metadata
+    assert metadata == envs.metadata
+    assert metadata["deterministic"] is True
+    assert metadata["render_modes"] == ["ansi", "rgb_array"]
+
+
 def test_what_it_cannot_adapt_is_refused(tmp_path) -> None:
     env = EarlyExitVectorEnv(2, trace=write_trace(tmp_path / "t"), autoreset_mode="Disabled")
     with pytest.raises(CeeGymError, match="SameStep"):
         make_sb3_vec_env(env)
-    with pytest.raises(CeeGymError, match="recorded environment"):
+    with pytest.raises(CeeGymError, match="vector environment over a recording"):
         make_sb3_vec_env("CartPole-v1", 2)
+    with pytest.raises(CeeGymError, match="make it without vector_reward"):
+        make_sb3_vec_env(EarlyExitVectorEnv(2, trace=env.problem.trace, vector_reward=True))

@@ -18,14 +18,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents import SB3Agent, load_agent, make_agent
-from cee_gym.agents.base import hyperparameter_defaults
+from cee_gym.agents.registry import hyperparameter_defaults
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.returns import expected_return
-from tests.agents.test_curves import _Kept
-from tests.agents.test_gradients import _Live, known_problem
 from tests.made_traces import write_trace
+from tests.small_problems import Kept, StepsOnly, earned, known_problem
 
 ALGORITHMS = {
     f"{prefix}:{name.lower()}": getattr(package, name)
@@ -75,26 +73,29 @@ def test_an_algorithm_learns_and_is_read_back_as_it_was(env, tmp_path, name) -> 
     assert again.name == name
     assert again.timesteps == agent.timesteps
     assert again.hyperparameters() == agent.hyperparameters()
-    whole = agent.exit_probabilities(env.observations)
+    observations = env.problem.observe()
+    whole = agent.policy.scores(observations)
     assert whole.shape == (60, 4)
     assert whole.dtype == np.float32
     assert 0 < whole.min() < whole.max() < 1
-    np.testing.assert_array_equal(again.exit_probabilities(env.observations), whole)
+    np.testing.assert_array_equal(again.policy.scores(observations), whole)
     for t in range(1, 5):
-        paths = env.observations[:, :t]
-        np.testing.assert_allclose(again.exit_probability(paths), whole[:, t - 1], rtol=1e-4)
+        single = again.policy.scores(observations[:, :t])[:, -1]
+        np.testing.assert_allclose(single, whole[:, t - 1], rtol=1e-4)
     # It leaves where the algorithm itself would.
-    states = env.observations.reshape(-1, env.observations.shape[-1])
+    states = observations.reshape(-1, observations.shape[-1])
     actions, _ = agent.sb3.predict(states, deterministic=True)
     np.testing.assert_array_equal(whole.reshape(-1) > 0.5, actions == 1)
 
 
 def test_the_score_of_an_actor_is_its_probability_of_leaving(env) -> None:
     agent = SB3Agent("sb3:ppo", **small("sb3:ppo")).learn(env, 300)
-    states = torch.from_numpy(env.observations.reshape(-1, env.observations.shape[-1]).copy())
+    observations = env.problem.observe()
+    states = torch.from_numpy(observations.reshape(-1, observations.shape[-1]).copy())
     with torch.no_grad():
         p = agent.sb3.policy.get_distribution(states).distribution.probs[:, 1].numpy()
-    np.testing.assert_allclose(agent.exit_probabilities(env.observations).ravel(), p, rtol=1e-5)
+    found = agent.policy.exit_probabilities(observations)
+    np.testing.assert_allclose(found.ravel(), p, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "why"), REFUSED.items())
@@ -119,7 +120,7 @@ def test_it_is_bit_for_bit_what_plain_user_code_learns(env, name, kind) -> None:
 
 def learned(agent: SB3Agent, env: EarlyExitEnv) -> np.ndarray:
     torch.manual_seed(np.random.default_rng().integers(2**31))  # it must not matter
-    return agent.learn(env, 300).exit_probabilities(env.observations)
+    return agent.learn(env, 300).policy.scores_on(env.problem)
 
 
 @pytest.mark.parametrize("name", ["sb3:ppo", "sb3:dqn", "sb3-contrib:ars"])
@@ -132,7 +133,7 @@ def test_the_same_seed_learns_the_same(env, tmp_path, name) -> None:
     np.testing.assert_array_equal(learned(a, env), learned(b, env))
     assert a.timesteps >= 600
     a.save(tmp_path / "agent")
-    other = EarlyExitEnv(trace=env.table.trace, alpha=0.5)
+    other = EarlyExitEnv(trace=env.problem.trace, alpha=0.5)
     again = learned(load_agent(tmp_path / "agent"), other)
     np.testing.assert_array_equal(again, learned(a, other))
     assert not np.array_equal(again, first)
@@ -151,7 +152,7 @@ def test_what_is_read_from_disk_learns_on_from_its_policy(env, tmp_path, name) -
     file.write_text(json.dumps(description))
     again = load_agent(tmp_path / "agent").learn(env, 300)
     assert again.timesteps >= 600
-    before, after = (a.exit_probabilities(env.observations) for a in (agent, again))
+    before, after = (a.policy.scores_on(env.problem) for a in (agent, again))
     np.testing.assert_allclose(after, before, atol=1e-5)
     assert before.std() > 1e-3
 
@@ -166,30 +167,28 @@ def test_it_does_not_touch_the_random_numbers_of_others_until_it_learns(env) -> 
 def test_ppo_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:
     env, best = known_problem(tmp_path)
     agent = make_agent("sb3:ppo", learning_rate=5e-3, n_epochs=4).learn(env, 12_000)
-    p = agent.exit_probabilities(env.observations)
-    assert best - expected_return(p, env.table.rewards(0.0)).mean() < 0.05
+    assert best - earned(agent.policy, env.problem) < 0.05
 
 
 def test_its_curves_are_a_plain_count(tmp_path) -> None:
-    table = EarlyExitEnv(
+    vector = EarlyExitVectorEnv(
+        8,
         trace=write_trace(tmp_path / "t", n=60),
         alpha=(0.0, 0.5),
         observe=("hidden", "layer", "alpha"),
-    ).table
-    vector = EarlyExitVectorEnv(
-        8, trace=table.trace, alpha=(0.0, 0.5), observe=("hidden", "layer", "alpha")
     )
+    problem = vector.problem
     seen, leave = [], vector._leave
 
     def watched(envs: np.ndarray, states: np.ndarray):
         rewards, info = leave(envs, states)
         rows, alpha = vector._instance[envs], vector._alpha[envs, None]
-        best = (table.quality[rows] - alpha * table.price[rows]).max(axis=1)
+        best = (problem.quality[rows] - alpha * problem.price[rows]).max(axis=1)
         seen.extend(zip(info["exit_layer"], info["correct"], rewards, best, strict=True))
         return rewards, info
 
     vector._leave = watched
-    kept = _Kept()
+    kept = Kept()
     agent = SB3Agent("sb3:ppo", n_steps=40, batch_size=32, stats_window_size=1000)
     agent.learn(vector, 300, logger=Logger(None, [kept]))
     ((step, point),) = kept.points
@@ -206,7 +205,7 @@ def test_its_curves_are_a_plain_count(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", LEARNS)
 def test_a_curve_has_about_a_hundred_points_and_goes_on(env, name) -> None:
-    kept = _Kept()
+    kept = Kept()
     agent = make_agent(name, **small(name))
     for _ in range(2):
         agent.learn(env, 300, logger=Logger(None, [kept]))
@@ -217,9 +216,9 @@ def test_a_curve_has_about_a_hundred_points_and_goes_on(env, name) -> None:
 
 
 def test_a_live_environment_will_do(env) -> None:
-    kept = _Kept()
+    kept = Kept()
     agent = SB3Agent("sb3:ppo", n_steps=64, batch_size=32)
-    agent.learn(_Live(env), 100, logger=Logger(None, [kept]))
+    agent.learn(StepsOnly(env), 100, logger=Logger(None, [kept]))
     assert agent.sb3.n_envs == 1
     assert agent.timesteps == 128
     assert "exit/saved_layers" in kept.points[-1][1]
@@ -260,11 +259,14 @@ def test_the_defaults_are_settings_that_json_holds(name) -> None:
         ("sb3:ppo", {"policy_kwargs": {"width": 3}}, "sb3:ppo: .*width"),
         ("sb3:ppo", {"policy": "CnnPolicy"}, "sb3:ppo: "),
         ("sb3:ppo", {"num_envs": 0}, "num_envs must be at least 1"),
-        ("sb3:ppo", {"seed": -1}, "seed must be at least 0"),
+        ("sb3:ppo", {"num_envs": 2.5}, "num_envs must be a whole number"),
+        ("sb3:ppo", {"seed": -1}, "seed must be 0 to 4294967295, got -1"),
+        ("sb3:ppo", {"seed": 1e30}, "seed must be a whole number"),
+        ("sb3:ppo", {"seed": None}, "seed must be a whole number, got None"),
         ("sb3-contrib:ars", {"num_envs": 2}, "give it a single one"),
         ("sb3:pppo", {}, "did you mean sb3:ppo"),
         ("sb3:trpo", {}, "unknown agent 'sb3:trpo'"),
-        ("sb4:ppo", {}, "sb3 or sb3-contrib"),
+        ("sb4:ppo", {}, "module sb4 cannot be imported"),
         ("ppo9", {}, "unknown agent 'ppo9'"),
     ],
 )
@@ -292,20 +294,20 @@ def test_a_policy_that_diverges_is_no_result(env) -> None:
 
 def test_it_is_refused_where_it_does_not_fit(env, tmp_path) -> None:
     with pytest.raises(CeeGymError, match="call learn first"):
-        make_agent("sb3:ppo").exit_probabilities(env.observations)
+        _ = make_agent("sb3:ppo").policy
     make_agent("sb3:a2c", num_envs=8).learn(env, 40).save(tmp_path / "agent")
     agent = load_agent(tmp_path / "agent")
     deeper = write_trace(tmp_path / "deeper", num_layers=5)
     for other in (
         EarlyExitEnv(trace=deeper),
-        EarlyExitEnv(trace=env.table.trace, observe=("hidden",)),
+        EarlyExitEnv(trace=env.problem.trace, observe=("hidden",)),
     ):
         with pytest.raises(CeeGymError, match="trained on another"):
             agent.learn(other, 40)
-    disabled = EarlyExitVectorEnv(2, trace=env.table.trace, autoreset_mode="Disabled")
+    disabled = EarlyExitVectorEnv(2, trace=env.problem.trace, autoreset_mode="Disabled")
     with pytest.raises(CeeGymError, match="SameStep"):
         agent.learn(disabled, 40)
-    with pytest.raises(CeeGymError, match="takes a recorded environment"):
+    with pytest.raises(CeeGymError, match="takes a vector environment over a recording"):
         agent.learn(SyncVectorEnv([lambda: env]), 40)
 
 
@@ -343,15 +345,16 @@ def test_a_zip_file_is_read_on_request_and_with_a_warning(env, tmp_path) -> None
     with pytest.warns(UserWarning, match="trust"):
         agent.load_zip(tmp_path / "ppo.zip", env)
     assert agent.timesteps == 64
-    states = env.observations.reshape(-1, env.observations.shape[-1])
-    scores = agent.exit_probabilities(env.observations).ravel()
+    observations = env.problem.observe()
+    states = observations.reshape(-1, observations.shape[-1])
+    scores = agent.policy.scores(observations).ravel()
     np.testing.assert_array_equal(scores > 0.5, model.predict(states, deterministic=True)[0] == 1)
     agent.save(tmp_path / "agent")
     np.testing.assert_array_equal(
-        load_agent(tmp_path / "agent").exit_probabilities(env.observations).ravel(), scores
+        load_agent(tmp_path / "agent").policy.scores(observations).ravel(), scores
     )
     assert agent.learn(env, 100).timesteps > 100
-    assert agent.sb3.get_env().get_attr("table", 0) == [env.table]
+    assert agent.sb3.get_env().get_attr("problem", 0) == [env.problem]
     (tmp_path / "no.zip").write_text("no")
     for other, path, why in (
         (SB3Agent("sb3:ppo"), "ppo.zip", "give the policy_kwargs"),

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell, narrow
+from cee_gym.backbones.families import Family
+from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
+from cee_gym.backbones.rows import narrow
 from cee_gym.errors import BackboneError
 
 B, T, H = 4, 6, 8
@@ -41,6 +43,19 @@ def test_rows_and_positions_are_taken_out_wherever_they_stand() -> None:
     assert other.args[0]["mask"] is one.args[0]  # layers go on sharing what they share
 
 
+def test_a_family_may_say_which_dimensions_are_positions() -> None:
+    distances = torch.arange(T * T).reshape(1, T, T)
+    table = torch.zeros(B, T)  # by its shape it could be padding
+    family = Family(positions={"distances": (1, 2), "table": ()})
+    call = LayerCall(
+        nn.Identity(), (), {"distances": distances, "table": table, "no": None}, family
+    )
+    _, (narrowed,) = narrow(torch.zeros(B, T, H), [call], torch.tensor([2]), 4)
+    torch.testing.assert_close(narrowed.kwargs["distances"], distances[:, :4, :4])
+    assert narrowed.kwargs["table"] is table
+    assert narrowed.family is family
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -69,6 +84,11 @@ def test_what_cannot_be_told_is_refused_not_guessed(given: Any, named: str) -> N
 def test_the_rest_of_the_batch_goes_on_as_if_it_had_been_alone(
     backbone_config: PreTrainedConfig, attention: str, longest: int
 ) -> None:
+    if attention not in (
+        AutoModel.from_config(backbone_config).config._attn_implementation,
+        "eager",
+    ):
+        pytest.skip("transformers has the eager attention of this family only")
     backbone = AutoModel.from_config(backbone_config, attn_implementation=attention).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in backbone.parameters():

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from cee_gym.backbones.encoding import EncodedText, load_tokenizer
-from cee_gym.backbones.layers import _path_of_the_layers
+from cee_gym.backbones.layers import path_of_the_layers
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
@@ -142,7 +142,7 @@ def test_vector_reward_is_the_same_live_as_recorded(
 def counted_calls(model: MultiExitModel) -> Iterator[Counter[int]]:
     """How often each module in the backbone's list of layers runs."""
     calls: Counter[int] = Counter()
-    layers = model.backbone.get_submodule(_path_of_the_layers(model.backbone)).children()
+    layers = model.backbone.get_submodule(path_of_the_layers(model.backbone)).children()
     handles = [
         layer.register_forward_hook(lambda *_, number=number: calls.update([number]))
         for number, layer in enumerate(layers, start=1)

@@ -12,7 +12,6 @@ from transformers import (
     BertForMaskedLM,
     PreTrainedConfig,
     ResNetConfig,
-    T5Config,
 )
 
 from cee_gym import MultiExitModel
@@ -20,7 +19,7 @@ from cee_gym.errors import BackboneError
 from cee_gym.exits import MultiExitConfig, MultiExitOutput, load_model
 
 LABELS = ("no", "maybe", "yes")
-HAVE_POOLERS = ("bert", "roberta", "albert", "albert-2-groups")
+HAVE_POOLERS = ("bert", "roberta", "xlm-roberta", "mpnet", "albert", "albert-2-groups")
 Inputs = dict[str, torch.Tensor]
 
 
@@ -257,13 +256,17 @@ def test_labels_keep_their_order(count: int, tmp_path: Path, tiny_model: MultiEx
     assert MultiExitModel.from_pretrained(tmp_path).labels == model.labels
 
 
-def test_attention_is_as_fast_as_the_backbones_own(checkpoint: Path, tmp_path: Path) -> None:
+def test_attention_is_as_fast_as_the_backbones_own(
+    checkpoint: Path, family: str, tmp_path: Path
+) -> None:
     own = AutoModel.from_pretrained(checkpoint).config._attn_implementation
     fresh = MultiExitModel.from_backbone(str(checkpoint), LABELS)
     fresh.save_pretrained(tmp_path / "saved")
     loaded = MultiExitModel.from_pretrained(tmp_path / "saved")
     for model in (fresh, loaded):
-        assert model.backbone.config._attn_implementation == own == "sdpa"
+        assert model.backbone.config._attn_implementation == own
+    # Of these transformers has no other.
+    assert own == ("eager" if family in ("mpnet", "deberta-v2") else "sdpa")
 
 
 # Heads on a pre-trained backbone
@@ -348,9 +351,10 @@ def test_a_backbone_stored_in_half_precision_is_trained_in_single(
 
 @torch.no_grad()
 def test_no_text_may_be_longer_than_the_backbone_takes(checkpoint: Path, family: str) -> None:
-    """Of its 40 positions RoBERTa never uses the first two."""
+    """Of its 40 positions RoBERTa, and what is made after it, never uses the first two."""
+    after_roberta = family in ("roberta", "xlm-roberta", "mpnet")
     model = MultiExitModel.from_backbone(str(checkpoint), LABELS, max_tokens=1000).eval()
-    assert model.config.max_tokens == (38 if family == "roberta" else 40)
+    assert model.config.max_tokens == (38 if after_roberta else 40)
     ids = torch.full((1, model.config.max_tokens), 7)
     assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
     short = MultiExitModel.from_backbone(str(checkpoint), LABELS, max_tokens=11)
@@ -397,29 +401,17 @@ def test_pickled_or_missing_weights_are_refused(tmp_path: Path, tiny_model: Mult
     torch.save(weights, tmp_path / "pytorch_model.bin")
     del weights["heads.1.weight"]
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(BackboneError, match=r"is damaged: it has no heads\.1\.weight"):
+    with pytest.raises(BackboneError, match=r"1 missing, the first of them heads\.1\.weight"):
         load_model(tmp_path)
     file.unlink()
     with pytest.raises(BackboneError, match="there is no model at"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]),
-            "ResNetModel has no list of layers",
-        ),
-        (
-            T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2),
-            "the layers of T5Model cannot be run one at a time",
-        ),
-    ],
-)
-def test_a_backbone_of_another_kind(tmp_path: Path, config: PreTrainedConfig, message: str) -> None:
+def test_a_backbone_of_another_kind(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    assert message in refusal(str(tmp_path))
+    assert "ResNetModel has no list of layers" in refusal(str(tmp_path))
 
 
 # Real weights

@@ -14,10 +14,11 @@ from datasets import Dataset
 
 from cee_gym.agents import Confidence, ExpectedReturn
 from cee_gym.backbones.encoding import EncodedText
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.inference import EarlyExitPipeline
-from cee_gym.traces.texts import collect, fingerprint
+from cee_gym.traces.texts import collect
 from tests.conftest import WORDS
 from tests.made_traces import write_trace
 
@@ -165,11 +166,11 @@ def test_a_text_that_is_too_long_is_cut_where_asked(pipeline) -> None:
     )
 
 
-def test_a_task_about_pairs_wants_pairs(pipeline) -> None:
+def test_a_model_of_pairs_wants_pairs(pipeline) -> None:
     model = pipeline.model
-    model.config.task = "rte"
+    model.config.pair = True
     pairs = EarlyExitPipeline(model, pipeline.tokenizer, pipeline.agent)
-    with pytest.raises(CeeGymError, match="rte is about pairs of texts"):
+    with pytest.raises(CeeGymError, match="classifies pairs of texts: give a text_pair"):
         pairs("the cat sat")
     assert pairs({"text": "the cat sat", "text_pair": "a cat sat"})[0]["exit_layer"] >= 1
 
@@ -298,6 +299,16 @@ def test_a_policy_for_another_model_is_refused(pipeline, tmp_path) -> None:
     pipeline.model.save_pretrained(tmp_path / "saved")
     with pytest.raises(CeeGymError, match="learned on the states of model"):
         EarlyExitPipeline.from_pretrained(tmp_path / "saved")
+
+
+def test_weights_that_were_cast_are_refused_when_they_are_saved_and_not_when_they_are_loaded(
+    pipeline, tmp_path
+) -> None:
+    pipeline.agent.model = fingerprint(pipeline.model)
+    pipeline.model.to(torch.bfloat16)
+    with pytest.raises(CeeGymError, match=r"now torch\.bfloat16, are not those that its agent"):
+        pipeline.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_what_is_no_pipeline_is_refused_in_one_line(pipeline, tmp_path) -> None:

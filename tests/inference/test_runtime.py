@@ -15,17 +15,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config
+from transformers import RoFormerConfig
 
 from cee_gym.agents import AGENTS, Confidence, FixedLayer, Patience, Reinforce
 from cee_gym.agents.base import Agent, make_agent
-from cee_gym.backbones.layers import _path_of_the_layers
+from cee_gym.backbones.fingerprint import fingerprint
+from cee_gym.backbones.layers import path_of_the_layers
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.inference import EarlyExitRuntime, Exits
 from cee_gym.returns import first_exit
-from cee_gym.traces.texts import fingerprint
 from cee_gym.training.phases import observe_output
 from tests.conftest import tiny_config
 from tests.made_traces import write_trace
@@ -242,10 +242,11 @@ def runs_of(model: MultiExitModel) -> Iterator[tuple[list[tuple[int, int]], list
     def note_head(number: int) -> Callable[..., None]:
         return lambda module, given, output: of_heads.append((number, len(output)))
 
-    def note_layer(module: torch.nn.Module, given: Any, output: torch.Tensor) -> None:
-        of_layers.append((output.shape[0], output.shape[1]))
+    def note_layer(module: torch.nn.Module, given: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        of_layers.append((hidden.shape[0], hidden.shape[1]))
 
-    layers = model.backbone.get_submodule(_path_of_the_layers(model.backbone)).children()
+    layers = model.backbone.get_submodule(path_of_the_layers(model.backbone)).children()
     handles = [layer.register_forward_hook(note_layer) for layer in layers]
     handles += [
         head.register_forward_hook(note_head(number)) for number, head in enumerate(model.heads, 1)
@@ -441,9 +442,8 @@ def test_a_score_at_the_threshold_stays() -> None:
 
 
 def test_a_backbone_from_which_texts_cannot_be_taken_is_refused_before_it_is_used() -> None:
-    config = GPT2Config(
-        vocab_size=24, n_embd=16, n_layer=3, n_head=2, n_positions=40, eos_token_id=1
-    )
+    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RoFormerConfig(vocab_size=24, num_hidden_layers=3, **size)
     model = MultiExitModel(MultiExitConfig(config, num_labels=NUM_LABELS))
     agent = Confidence().learn(make_env(model.num_layers))
     with pytest.raises(BackboneError, match="from which texts that have left cannot be taken"):

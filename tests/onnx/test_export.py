@@ -15,6 +15,7 @@ import torch
 from cee_gym.agents import Confidence, FixedLayer, Reinforce
 from cee_gym.agents.base import Agent
 from cee_gym.backbones.encoding import load_tokenizer
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.cli import main
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel, MultiExitOutput
@@ -22,7 +23,6 @@ from cee_gym.inference import EarlyExitRuntime
 from cee_gym.onnx.export import compile_layers, export, export_full_depth
 from cee_gym.onnx.model import OnnxModel
 from cee_gym.onnx.runtime import OnnxRuntime
-from cee_gym.traces.texts import fingerprint
 from tests.conftest import tiny_config
 from tests.inference.test_runtime import (
     NUM_LABELS,

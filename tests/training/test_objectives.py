@@ -7,9 +7,9 @@ import pytest
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import BackboneError
 from cee_gym.exits import load_model
-from cee_gym.traces.texts import fingerprint
 from cee_gym.training import fit, phases
 from cee_gym.training.config import FitConfig, RecordConfig
 from cee_gym.training.phases import record, warm_up

@@ -13,13 +13,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cee_gym import ExitPolicy
 from cee_gym.agents import ExpectedReturn, Reinforce
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.hardness import memorized_layer
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.tasks import get_task
 from cee_gym.traces.recordings import open_split
-from cee_gym.traces.texts import fingerprint
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
 from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
