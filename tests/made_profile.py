@@ -10,9 +10,7 @@ from cee_gym.cost import CostModel
 def made_profile(num_layers: int = 4, **changes: Any) -> CostModel:
     """What each part of a model of some layers takes, at random."""
     rng = np.random.default_rng(0)
-    parts = {
-        part: rng.uniform(1, 2, (num_layers, 2, 2)) for part in ("layers", "heads", "policy")
-    }
+    parts = {part: rng.uniform(1, 2, (num_layers, 2, 2)) for part in ("layers", "heads", "policy")}
     values: dict[str, Any] = {
         "batch_sizes": (1, 32),
         "lengths": (8, 128),

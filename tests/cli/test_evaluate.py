@@ -9,7 +9,6 @@ import pytest
 
 from cee_gym import Problem, Reward
 from cee_gym.cli import main
-from cee_gym.runs import Run
 from cee_gym.traces.recordings import open_split
 from tests.cli.commands import CLAUSES, refused
 from tests.made_profile import made_profile
