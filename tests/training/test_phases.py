@@ -1,7 +1,5 @@
 """What the backbone phase descends, against its formula."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -23,9 +21,9 @@ ROWS = np.arange(6)
 
 def an_agent(**settings) -> Reinforce:
     agent = Reinforce(**settings)
-    layout = layout_of(PROBLEM.observe, Sizes(num_layers=3, width=16, num_labels=2))
-    shown = SimpleNamespace(layout=layout, alpha_range=alpha_range(PROBLEM.price))
-    agent.prepare(SimpleNamespace(unwrapped=shown))
+    agent.layout = layout_of(PROBLEM.observe, Sizes(num_layers=3, width=16, num_labels=2))
+    agent.alpha_range = alpha_range(PROBLEM.price)
+    agent.network = agent.new_network()
     agent.hand_over_network()
     return agent
 
