@@ -11,6 +11,7 @@ from cee_gym import interrupt  # noqa: F401 - first, as the imports after it tak
 from cee_gym.envs.registration import register_envs
 
 if TYPE_CHECKING:
+    from cee_gym.backbones.families import register_family
     from cee_gym.exits.classifier import MultiExitModel
     from cee_gym.hardness import memorized_layer
     from cee_gym.reward import Reward
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["ConsistentEETrainer", "MultiExitModel", "Reward", "Trace", "memorized_layer"]
+__all__ = [
+    "ConsistentEETrainer",
+    "MultiExitModel",
+    "Reward",
+    "Trace",
+    "memorized_layer",
+    "register_family",
+]
 
 _WHERE = {
     "ConsistentEETrainer": "cee_gym.training.trainer",
@@ -27,6 +35,7 @@ _WHERE = {
     "Reward": "cee_gym.reward",
     "Trace": "cee_gym.traces.trace",
     "memorized_layer": "cee_gym.hardness",
+    "register_family": "cee_gym.backbones.families",
 }
 
 
