@@ -187,7 +187,7 @@ def test_environments_say_that_their_reward_was_measured(
     np.testing.assert_array_equal(env.unwrapped.problem.price, envs.problem.price)
     assert EarlyExitEnv(trace=trace).metadata["deterministic"] is True
     assert EarlyExitEnv.metadata["deterministic"] is True
-    # The same numbers given as numbers are another problem: they say nothing of where they come from.
+    # The same numbers given as numbers say nothing of where they come from.
     given = EarlyExitEnv(trace=trace, reward=Reward(cost=costs.layer_costs()))
     assert given.metadata["deterministic"] is True
     np.testing.assert_array_equal(given.problem.price, envs.problem.price)

@@ -185,6 +185,13 @@ def test_what_is_registered_is_one_function_each(own_module: str, trace: Trace) 
     )
 
 
+def test_a_name_of_one_module_is_not_taken_for_that_of_another(own_module: str) -> None:
+    Reward("mine:probability")
+    Path("other.py").write_text(Path("mine.py").read_text())  # in the working directory
+    with pytest.raises(CeeGymError, match="quality name 'probability' is taken by mine"):
+        Reward("other:probability")
+
+
 @pytest.mark.parametrize(
     "of", [lambda exits: exits.loss[:, 0], lambda exits: exits.loss * np.nan, lambda exits: "high"]
 )
