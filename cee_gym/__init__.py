@@ -36,13 +36,13 @@ _WHERE = {
     "memorized_layer": "cee_gym.hardness",
     "register_agent": "cee_gym.agents.registry",
     "register_cost": "cee_gym.reward",
+    "register_family": "cee_gym.backbones.families",
     "register_hardness": "cee_gym.hardness",
+    "register_metric": "cee_gym.metrics",
     "register_observation": "cee_gym.observation",
     "register_policy": "cee_gym.policies.base",
-    "register_metric": "cee_gym.metrics",
     "register_quality": "cee_gym.reward",
     "register_task": "cee_gym.tasks",
-    "register_family": "cee_gym.backbones.families",
 }
 
 __all__ = [

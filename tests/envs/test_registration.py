@@ -68,7 +68,13 @@ def test_misspelt_id_is_answered_with_the_right_one() -> None:
 
 
 def test_spec_can_be_written_down_and_made_again(recording: Path) -> None:
-    env = gym.make("EarlyExit-BERT-MRPC", split="dev", alpha=(0.0, 0.1), observe=("layer", "alpha"))
+    env = gym.make(
+        "EarlyExit-BERT-MRPC",
+        split="dev",
+        alpha=(0.0, 0.1),
+        observe=("layer", "alpha"),
+        reward=Reward("correctness", "last_layer_loss", [1, 2, 3, 5]),
+    )
     text = env.spec.to_json()
     assert json.loads(text)["id"] == "EarlyExit-BERT-MRPC"
     again = gym.make(gym.envs.registration.EnvSpec.from_json(text))
