@@ -75,7 +75,7 @@ class Reinforce(GradientAgent):
                 layer = given[:, self.layout["layer"]].argmax(dim=1)
                 return uniform < torch.sigmoid(network.at(self.states(given), layer)).numpy()
 
-        run = play(env, uniforms.numpy(), leave)
+        run = play(env, uniforms.numpy(), leave, seed=int(rng.integers(2**31)))
         logits = network(self.states(torch.from_numpy(run.observations)))
         exits = torch.from_numpy(run.exits)
         return Played(
