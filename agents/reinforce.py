@@ -45,7 +45,7 @@ class Reinforce(GradientAgent):
         baseline: `"leave_one_out"`, or `"mean"` as in the paper.
     """
 
-    rollouts: int = number(8, 2, search=[4, 8, 16])
+    rollouts: int = number(8, 2, 10_000, search=[4, 8, 16])
     baseline: Baseline = one_of("leave_one_out", ("leave_one_out", "mean"))
 
     def presets(self) -> Mapping[str, Preset]:
