@@ -371,19 +371,23 @@ class RecordedObservations:
         """All of them, float32 `[N, L, D]`, read-only; None where that is too large for memory."""
         if int(np.prod(self._shape)) * 4 > MOST_BYTES_IN_MEMORY:
             return None
-        table = np.zeros(self._shape, dtype=np.float32)
+        table = np.empty(self._shape, dtype=np.float32)
         at_a_time = max(1, _BYTES_AT_A_TIME // table[0].nbytes)
         for start in range(0, len(table), at_a_time):
             rows = slice(start, start + at_a_time)
-            observe_into(table[rows], self._shown, self._seen(rows, slice(None)))
+            self._fill(table[rows], rows)
         table.setflags(write=False)
         return table
 
     def _compute(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
-        seen = self._seen(rows, slice(None))
-        out = np.zeros((len(seen.hidden), *self._shape[1:]), dtype=np.float32)
-        observe_into(out, self._shown, seen)
+        out = np.empty((len(self._trace.labels[rows]), *self._shape[1:]), dtype=np.float32)
+        self._fill(out, rows)
         return out
+
+    def _fill(self, out: Floats, rows: npt.NDArray[np.integer[Any]] | slice) -> None:
+        observe_into(out, self._shown, self._seen(rows, slice(None)))
+        if "alpha" in self.layout:
+            out[..., self.layout["alpha"]] = 0.0
 
     def _seen(self, rows: npt.NDArray[np.integer[Any]] | slice, exits: slice) -> Seen:
         trace = self._trace

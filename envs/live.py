@@ -19,8 +19,7 @@ from cee_gym.observation import Seen, Sizes, layout_of, observe_into, width_of
 from cee_gym.problem import OBSERVE, Problem, shared_problem
 from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.readout import Readout, read_out
-from cee_gym.traces.recordings import open_trace
-from cee_gym.traces.trace import Trace
+from cee_gym.traces.trace import Trace, open_trace
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -105,5 +105,5 @@ def test_a_damaged_or_foreign_document_is_one_line(
 def test_a_document_that_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CeeGymError, match="there is no profile at"):
         read(tmp_path / "a.json")
-    with pytest.raises(CeeGymError, match="the profile at .* cannot be read"):
+    with pytest.raises(CeeGymError, match=r"the profile at .* cannot be read"):
         read(tmp_path)

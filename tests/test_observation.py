@@ -1,4 +1,4 @@
-"""The parts of an observation: what they hold, and that they are the same wherever they are read."""
+"""The parts of an observation: what they hold, the same wherever they are read."""
 
 from dataclasses import replace
 from pathlib import Path

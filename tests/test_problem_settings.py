@@ -83,7 +83,7 @@ def test_a_profile_is_found_from_every_directory(
     assert ProblemSettings().layer_costs is None
     (tmp_path / "profile.json").unlink()  # which is needed for training only, not to serve a run
     gone = ProblemSettings.from_json(settings.to_json())
-    with pytest.raises(CeeGymError, match="cost .*profile.json' is unknown"):
+    with pytest.raises(CeeGymError, match=r"cost .*profile\.json' is unknown"):
         _ = gone.layer_costs
 
 

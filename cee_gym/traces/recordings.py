@@ -7,16 +7,13 @@ live in `home()`.
 
 import os
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from cee_gym.errors import TraceError
-from cee_gym.traces.header import FILE, read_header
-from cee_gym.traces.trace import Trace
+from cee_gym.traces.header import FILE
+from cee_gym.traces.trace import Trace, open_trace
 
 SPLITS = ("train", "calibration", "dev", "test")
 _SHIPPED = Path(__file__).parents[1] / "shipped"
-# A trace stays open as long as someone uses it, so that a thousand environments share one.
-_opened: WeakValueDictionary[Path, Trace] = WeakValueDictionary()
 
 
 class MissingRecordingError(TraceError):
@@ -92,16 +89,3 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
             f"the recording at {path} has no split {split!r}; it has {', '.join(splits)}"
         )
     return open_trace(path / split)
-
-
-def open_trace(path: str | os.PathLike[str]) -> Trace:
-    """Opens a single trace; one that is open already is not opened twice.
-
-    Raises:
-        TraceError: if there is none, or it is damaged.
-    """
-    path = Path(path).expanduser().resolve()
-    trace = _opened.get(path)
-    if trace is None or trace.header != read_header(path):  # it may have been recorded anew
-        trace = _opened[path] = Trace.open(path)
-    return trace

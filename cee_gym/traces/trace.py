@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -214,6 +215,23 @@ class Trace:
             )
 
 
+# A trace stays open as long as someone uses it, so that a thousand environments share one.
+_opened: WeakValueDictionary[Path, Trace] = WeakValueDictionary()
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Opens a single trace; one that is open already is not opened twice.
+
+    Raises:
+        TraceError: if there is none, or it is damaged.
+    """
+    path = Path(path).expanduser().resolve()
+    trace = _opened.get(path)
+    if trace is None or trace.header != read_header(path):  # it may have been recorded anew
+        trace = _opened[path] = Trace.open(path)
+    return trace
+
+
 def file_hash(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as handle:
@@ -222,8 +240,6 @@ def file_hash(file: Path) -> str:
 
 def _open_again(path: Path, fingerprint: str) -> Trace:
     """What a pickled trace is read by."""
-    from cee_gym.traces.recordings import open_trace  # which imports this module
-
     trace = open_trace(path)
     if trace.fingerprint != fingerprint:
         raise TraceError(

@@ -5,9 +5,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.settings import MOST_SEED
 from cee_gym.training.partition import PolicyData
 
-MOST_SEED = 2**32 - 1  # what numpy, torch and scikit-learn all take
 WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
 
 

@@ -32,7 +32,7 @@ from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.problem_settings import ProblemSettings
-from cee_gym.settings import Range
+from cee_gym.settings import MOST_SEED, Range
 from cee_gym.traces.recordings import open_split
 from cee_gym.training.phases import problem_env
 
@@ -59,6 +59,9 @@ class Search:
     total_timesteps: int | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("seed", self.seed, 0, MOST_SEED)
 
     @cached_property
     def start(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_bad_options_are_refused_at_once(
 
 def test_observed_alpha_stays_in_its_range(trace: Trace) -> None:
     env = EarlyExitEnv(trace=trace, alpha=(0.0, 0.1), observe=("layer", "alpha"))
-    with pytest.raises(CeeGymError, match="must be 0 to 0.1, the range that is observed"):
+    with pytest.raises(CeeGymError, match=r"must be 0 to 0\.1, the range that is observed"):
         env.reset(options={"alpha": 0.2})
     for arguments in ({"alpha": (0.0, 0.1)}, {"alpha": 0.1, "observe": ("layer", "alpha")}):
         env = EarlyExitEnv(trace=trace, **arguments)

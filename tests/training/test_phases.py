@@ -1,30 +1,30 @@
 """What the backbone phase descends, against its formula."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
 from cee_gym.agents import Reinforce
 from cee_gym.exits import MultiExitOutput
-from cee_gym.observation import layout_of
+from cee_gym.observation import Sizes, layout_of
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.reward import alpha_range
 from cee_gym.training import fit, phases
-from cee_gym.training.config import AlternationConfig, PolicyConfig
+from cee_gym.training.config import AlternationConfig
 from cee_gym.training.losses import loss_per_layer, over_exits
 from cee_gym.training.phases import observe_output
 from cee_gym.training.setup import Setup
 
-POLICY = PolicyConfig(observe=("hidden", "layer"))
+PROBLEM = ProblemSettings(observe=("hidden", "layer"))
 ROWS = np.arange(6)
 
 
 def an_agent(**settings) -> Reinforce:
     agent = Reinforce(**settings)
-    layout = layout_of(POLICY.observe, num_layers=3, width=16, num_labels=2)
-    shown = SimpleNamespace(layout=layout, alpha_range=alpha_range(POLICY.price))
-    agent.make_policy(SimpleNamespace(unwrapped=shown))
+    agent.layout = layout_of(PROBLEM.observe, Sizes(num_layers=3, width=16, num_labels=2))
+    agent.alpha_range = alpha_range(PROBLEM.price)
+    agent.network = agent.new_network()
+    agent.hand_over_network()
     return agent
 
 
@@ -40,7 +40,7 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
     )
     agent = an_agent()
     config = AlternationConfig(rounds=1, backbone_loss=backbone_loss)
-    phases.backbone_phase(setup, tmp_path, tmp_path, agent, POLICY, config, 1)
+    phases.backbone_phase(setup, tmp_path, tmp_path, agent, PROBLEM, config, 1)
     generator = torch.Generator().manual_seed(0)
     output = MultiExitOutput(
         states=torch.randn(6, 3, 16, generator=generator),
@@ -48,8 +48,8 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
     )
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
     losses = loss_per_layer(output.logits, labels)
-    observations = observe_output(output, agent, np.zeros((len(ROWS), 1)))
-    scores = torch.from_numpy(agent.exit_probabilities(observations))
+    observations = observe_output(output, agent.policy.layout, np.zeros((len(ROWS), 1)))
+    scores = torch.from_numpy(agent.policy.exit_probabilities(observations))
     torch.manual_seed(0)
     values = torch.stack([taken["o"](output, losses, labels, 1) for _ in range(2000)])
     error = 5 * values.std() / len(values) ** 0.5
@@ -59,15 +59,15 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
 
 def test_a_policy_trained_together_with_the_backbone_pays_for_layers() -> None:
     agent = an_agent(learning_rate=1e-2)
-    policy = PolicyConfig(alpha=(1.0,), hardness="none")
-    improve = phases._improver(agent, policy, seed=0)
+    settings = ProblemSettings(alpha=(1.0,), hardness="none")
+    improve = phases._improver(agent, settings, seed=0)
     output = MultiExitOutput(states=torch.zeros(8, 3, 16), logits=torch.zeros(8, 3, 2))
     alpha = np.ones((8, 1), dtype=np.float32)
-    observations = observe_output(output, agent, alpha)
+    observations = observe_output(output, agent.policy.layout, alpha)
     for _ in range(100):
-        improve(observations, output, torch.zeros(8, 3), torch.zeros(8, dtype=torch.long), alpha)
+        improve(observations, output, torch.zeros(8, dtype=torch.long), alpha)
     # Every exit is worth the same, so the first is the best.
-    assert (agent.exit_probabilities(observations)[:, 0] > 0.9).all()
+    assert (agent.policy.exit_probabilities(observations)[:, 0] > 0.9).all()
 
 
 def test_the_learning_rate_falls_to_nothing(setup: Setup, monkeypatch) -> None:

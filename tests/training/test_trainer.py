@@ -11,24 +11,26 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from cee_gym import ExitPolicy
 from cee_gym.agents import ExpectedReturn, Reinforce
-from cee_gym.agents.base import load_agent
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.hardness import memorized_layer
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.tasks import get_task
 from cee_gym.traces.recordings import open_split
 from cee_gym.training import fit, phases
 from cee_gym.training import trainer as trainer_module
-from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
+from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
 from cee_gym.training.phases import record, warm_up
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
+from tests.made_profile import made_profile
 from tests.made_traces import write_recording
 from tests.training.conftest import sentences
 
-POLICY = PolicyConfig(total_timesteps=600)
+TIMESTEPS = 600
 
 
 def trainer(setup: Setup, output: Path, *, epochs: int = 1, **alternation) -> ConsistentEETrainer:
@@ -36,7 +38,7 @@ def trainer(setup: Setup, output: Path, *, epochs: int = 1, **alternation) -> Co
         Reinforce(batch_size=8, rollouts=4),
         output,
         setup=setup,
-        policy=POLICY,
+        total_timesteps=TIMESTEPS,
         alternation=AlternationConfig(
             backbone=FitConfig(epochs=epochs, batch_size=16, learning_rate=1e-3), **alternation
         ),
@@ -45,7 +47,7 @@ def trainer(setup: Setup, output: Path, *, epochs: int = 1, **alternation) -> Co
 
 def outcome(output: Path, number: int) -> tuple[str, dict]:
     here = output / f"round-{number}"
-    weights = load_agent(here / "agent").policy.state_dict()
+    weights = ExitPolicy.load(here / "agent").score.tensors()
     numbers = {name: tensor.numpy() for name, tensor in weights.items()}
     return open_split(here / "recording", "dev").fingerprint, numbers
 
@@ -143,7 +145,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(setup, tmp_pat
     with pytest.raises(CeeGymError, match="another text"):
         trainer(replace(setup, splits=other), tmp_path / "run").train(resume=True)
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(CeeGymError, match=r"config\.json cannot be read"):
+    with pytest.raises(CeeGymError, match=r"config\.json at .* is damaged"):
         trainer(setup, tmp_path / "run").train(resume=True)
 
 
@@ -157,9 +159,56 @@ def test_a_run_may_be_given_more_rounds_and_not_fewer(setup, tmp_path) -> None:
         trainer(setup, tmp_path / "run", rounds=1).train(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"quality": "correctnes"}, "did you mean correctness"),
+        ({"hardness": "memorised_layer"}, "did you mean memorized_layer"),
+        ({"cost": "layer"}, "cost 'layer' is unknown"),
+    ],
+)
+def test_a_reward_that_there_is_not_is_refused_before_the_warm_up(
+    setup, tmp_path, wrong, said
+) -> None:
+    with pytest.raises(CeeGymError, match=said):
+        ConsistentEETrainer(
+            Reinforce(), tmp_path / "run", setup=setup, problem=ProblemSettings(**wrong)
+        ).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_learned_from_no_timesteps(setup, tmp_path) -> None:
+    with pytest.raises(CeeGymError, match="total_timesteps must be at least 1"):
+        ConsistentEETrainer(Reinforce(), tmp_path / "run", setup=setup, total_timesteps=0)
+
+
+def test_what_was_learned_is_not_lost_where_the_report_fails(tmp_path, monkeypatch) -> None:
+    recording = write_recording(tmp_path / "r")
+
+    def run(name: str) -> ConsistentEETrainer:
+        agent = Reinforce(batch_size=8, rollouts=4)
+        return ConsistentEETrainer(
+            agent, tmp_path / name, recording=recording, total_timesteps=TIMESTEPS
+        )
+
+    whole = run("whole").train()
+
+    def fail(*args, **kwargs):
+        raise CeeGymError("no such metric")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "report", fail)
+        with pytest.raises(CeeGymError, match="no such metric"):
+            run("stopped").train()
+    assert ExitPolicy.load(tmp_path / "stopped" / "round-0" / "agent").name == "per-layer"
+    with monkeypatch.context() as patch:
+        patch.delattr(Reinforce, "learn")
+        assert run("stopped").train(resume=True) == whole
+
+
 def test_observations_the_agent_cannot_use_are_refused_before_the_warm_up(setup, tmp_path) -> None:
     run = trainer(setup, tmp_path / "run")
-    run.policy = replace(POLICY, observe=("hidden",))
+    run.problem = replace(run.problem, observe=("hidden",))
     with pytest.raises(CeeGymError, match="observe 'layer'"):
         run.train()
     assert not (tmp_path / "run").exists()
@@ -168,7 +217,7 @@ def test_observations_the_agent_cannot_use_are_refused_before_the_warm_up(setup,
 def test_a_recording_without_a_split_to_evaluate_on_is_refused_before_learning(tmp_path) -> None:
     recording = write_recording(tmp_path / "r")
     shutil.rmtree(recording / "dev")
-    run = ConsistentEETrainer(Reinforce(), tmp_path / "run", recording=recording, policy=POLICY)
+    run = ConsistentEETrainer(Reinforce(), tmp_path / "run", recording=recording)
     with pytest.raises(CeeGymError, match="no split 'dev'"):
         run.train()
     assert run.agent.timesteps == 0
@@ -186,7 +235,9 @@ def test_a_recording_without_a_split_to_evaluate_on_is_refused_before_learning(t
         lambda: RecordConfig(seed=-1),
         lambda: RecordConfig(max_tokens=0),
         lambda: RecordConfig(objective="joint"),
-        lambda: PolicyConfig(total_timesteps=0),
+        lambda: RecordConfig(folds=10_000_000_000_000),
+        lambda: RecordConfig(seed=10**30),
+        lambda: ProblemSettings(alpha=(1e308,)),
         lambda: AlternationConfig(rounds=-1),
     ],
 )
@@ -222,33 +273,33 @@ def test_the_policy_learns_with_the_memorized_layers_of_that_recording(
     setup, tmp_path, monkeypatch, when
 ) -> None:
     used = []
-    make = trainer_module.policy_env
+    make = trainer_module.problem_env
 
-    def watched(recording, policy, split="train", memorized_layers=None):
+    def watched(recording, settings, split="train", memorized_layers=None):
         used.append((recording.parent.name, split, memorized_layers))
-        return make(recording, policy, split, memorized_layers)
+        return make(recording, settings, split, memorized_layers)
 
-    monkeypatch.setattr(trainer_module, "policy_env", watched)
+    monkeypatch.setattr(trainer_module, "problem_env", watched)
     trainer(setup, tmp_path / "run", rounds=1, memorized_layer=when).train()
-    (given,) = (m for number, split, m in used if (number, split) == ("round-1", "train"))
+    # Neither of the splits that are reported on takes part.
+    assert [(number, split) for number, split, _ in used] == [
+        ("round-0", "train"),
+        ("round-1", "train"),
+    ]
+    given = used[1][2]
     first = memorized_layer(open_split(tmp_path / "run/round-0/recording", "train").correct)
     assert given is None if when == "each_round" else np.array_equal(given, first)
-    # Neither of the splits that are reported on takes part.
-    assert [split for number, split, _ in used if number == "round-1"] == [
-        "train",
-        "calibration",
-        "dev",
-    ]
 
 
 def test_memorized_layers_computed_once_are_those_of_the_first_recording(setup, tmp_path) -> None:
     run = tmp_path / "run"
     trainer(setup, run, rounds=1, memorized_layer="once").train()
     first = memorized_layer(open_split(run / "round-0" / "recording", "train").correct)
-    env = phases.policy_env(run / "round-1" / "recording", POLICY, memorized_layers=first)
+    recording = run / "round-1" / "recording"
+    env = phases.problem_env(recording, ProblemSettings(), memorized_layers=first)
     layers = np.arange(1, env.num_layers + 1)
     expected = (1 - first / env.num_layers)[:, None] * layers
-    np.testing.assert_allclose(env.table.price, expected, rtol=1e-6)
+    np.testing.assert_allclose(env.problem.price, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("way", ["held_out", "cross_fit", "fitted"])
@@ -312,12 +363,13 @@ def test_rounds_without_text_and_backbone_are_refused(setup, tmp_path) -> None:
 
 
 def test_a_profile_is_no_price_of_a_model_that_is_still_to_be_made(setup, tmp_path) -> None:
+    made_profile().save(tmp_path / "profile.json")
     with pytest.raises(CeeGymError, match="profile and train on that recording"):
         ConsistentEETrainer(
             Reinforce(),
             tmp_path / "run",
             setup=setup,
-            policy=PolicyConfig(cost=str(tmp_path / "profile.json")),
+            problem=ProblemSettings(cost=str(tmp_path / "profile.json")),
         )
 
 
@@ -353,10 +405,10 @@ def test_tensorboard_holds_the_curves(setup, tmp_path) -> None:
     assert min(regret) >= -1e-6
     content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     start = HParamsPluginData.FromString(content).session_start_info
-    assert start.hparams["policy.total_timesteps"].number_value == 600
+    assert start.hparams["total_timesteps"].number_value == 600
     assert start.hparams["hyperparameters.rollouts"].number_value == 4
     results = json.loads((tmp_path / "run" / "round-1" / "evaluation.json").read_text())
-    point = results["policy"]["p > 1/2"]
+    point = results["points"]["own"]["measured"]["dev"]
     for name, value in (
         ("hparam/accuracy", point["accuracy"]),
         ("hparam/saved_layers", point["saved_layers"]),
@@ -379,7 +431,7 @@ def test_together_takes_an_agent_with_a_network(setup, tmp_path) -> None:
         ExpectedReturn(batch_size=8),
         tmp_path / "run",
         setup=setup,
-        policy=POLICY,
+        total_timesteps=TIMESTEPS,
         alternation=AlternationConfig(rounds=1, phases="together"),
     )
     assert run.train()["agent"] == "expected-return"

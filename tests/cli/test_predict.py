@@ -3,14 +3,15 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cee_gym.agents import Confidence
+from cee_gym import Problem
 from cee_gym.cli import main
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.inference import EarlyExitPipeline
+from cee_gym.policies.rules import Confidence
 from cee_gym.registry import Registry
 from cee_gym.tasks import Task, base, register_task
 from tests.made_traces import write_trace
@@ -21,9 +22,8 @@ def saved(tmp_path, tiny_model, tiny_tokenizer, monkeypatch) -> EarlyExitPipelin
     """A pipeline, saved in `model` of the current directory."""
     monkeypatch.chdir(tmp_path)
     trace = write_trace(tmp_path / "trace", num_layers=3, width=16, num_labels=2)
-    agent = Confidence(threshold=0.75)
-    agent.bind(EarlyExitEnv(trace=trace, observe=("confidence",)))
-    pipeline = EarlyExitPipeline(tiny_model, tiny_tokenizer, agent)
+    policy = Confidence(threshold=0.75).policy(Problem(trace, observe=("confidence",)))
+    pipeline = EarlyExitPipeline(tiny_model, tiny_tokenizer, policy)
     pipeline.save_pretrained("model")
     return pipeline
 
@@ -258,11 +258,12 @@ def test_a_long_text_is_cut_where_asked(saved, capsys) -> None:
 def test_what_cannot_start_is_one_line(saved, capsys) -> None:
     assert "there is no file nowhere.csv" in refused(capsys, "--input", "nowhere.csv")
     Path("in.txt").write_text("a cat\n")
-    assert "knows one speed" in refused(capsys, "--input", "in.txt", "--saved-layers", "0.5")
+    assert "give a threshold instead" in refused(
+        capsys, "--input", "in.txt", "--saved-layers", "0.5"
+    )
     assert "batch_size" in refused(capsys, "--input", "in.txt", "--batch-size", "0")
     assert not refused(capsys, "--input", ".", "--format", "text").startswith("Traceback")
-    saved.agent.model = "0123456789abcdef"
-    saved.save_pretrained("model")
+    replace(saved.policy, model="0123456789abcdef").save("model/policy")
     message = refused(capsys, "--input", "in.txt", "--output", "out")
     assert "learned on the states of model 0123456789abcdef" in message
     assert not Path("out").exists()

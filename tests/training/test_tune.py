@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -15,16 +14,14 @@ import optuna
 import pytest
 from filelock import FileLock
 
-from cee_gym.agents.base import load_agent
+from cee_gym import ExitPolicy
 from cee_gym.cli import main
 from cee_gym.errors import CeeGymError
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training import tune as tune_module
-from cee_gym.training.config import PolicyConfig
-from cee_gym.training.phases import policy_env
+from cee_gym.training.phases import problem_env
 from cee_gym.training.tune import Search, tune
 from tests.made_traces import write_recording
-
-POLICY = PolicyConfig(total_timesteps=300)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +31,7 @@ def in_a_directory_of_its_own(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def search(tmp_path) -> Search:
-    return Search("expected-return", write_recording(tmp_path / "recording"), POLICY)
+    return Search("expected-return", write_recording(tmp_path / "recording"), total_timesteps=300)
 
 
 def go(search: Search, trials: int, output: str | Path = "tune", **kwargs) -> dict:
@@ -59,29 +56,39 @@ def test_the_preset_is_first_and_the_best_is_never_below_it(search) -> None:
 def test_the_value_is_the_return_on_calibration_at_one_half(search, monkeypatch) -> None:
     opened = []
 
-    def watched(recording, policy, split):
+    def watched(recording, settings, split):
         opened.append(split)
-        return policy_env(recording, policy, split)
+        return problem_env(recording, settings, split)
 
-    monkeypatch.setattr(tune_module, "policy_env", watched)
+    monkeypatch.setattr(tune_module, "problem_env", watched)
     value = search.value(search.start)
     assert sorted(opened) == ["calibration", "train"]
     main(
         f"train EarlyExit --trace {search.recording} --agent expected-return --output run "
         "--total-timesteps 300".split()
     )
-    agent = load_agent("run/round-0/agent")
-    env = search.environments["calibration"]
-    leave = agent.exit_probabilities(env.observations) > 0.5
+    policy = ExitPolicy.load("run/round-0/agent")
+    problem = search.environments["calibration"].problem
+    leave = policy.exit_probabilities(problem.observe()) > 0.5
     leave[:, -1] = True
-    returns = [env.table.rewards(0.035)[i, row.argmax()] for i, row in enumerate(leave)]
+    returns = [problem.rewards(0.035)[i, row.argmax()] for i, row in enumerate(leave)]
     assert value == pytest.approx(np.mean(returns))
 
 
+def test_the_value_of_a_rule_is_its_return_at_its_own_threshold(search) -> None:
+    search = replace(search, agent="confidence")
+    problem = search.environments["calibration"].problem
+    for threshold in (0.4, 0.8):
+        leave = problem.trace.confidence > np.float32(threshold)
+        leave[:, -1] = True
+        returns = [problem.rewards(0.035)[i, row.argmax()] for i, row in enumerate(leave)]
+        assert search.value({"threshold": threshold}) == pytest.approx(np.mean(returns))
+
+
 def test_a_range_of_prices_is_searched_over_all_of_it(search) -> None:
-    value = replace(search, policy=replace(POLICY, alpha=(0.0, 0.5))).value(search.start)
-    low, high = (
-        replace(search, policy=replace(POLICY, alpha=(a,))).value(search.start) for a in (0.0, 0.5)
+    value, low, high = (
+        replace(search, problem=ProblemSettings(alpha=alpha)).value(search.start)
+        for alpha in ((0.0, 0.5), (0.0,), (0.5,))
     )
     assert high < value < low
 
@@ -140,7 +147,7 @@ def test_another_search_in_the_same_place_is_refused(search, tmp_path) -> None:
     go(search, 1)
     for other, what in (
         (replace(search, agent="confidence"), "agent"),
-        (replace(search, policy=replace(POLICY, alpha=(0.1,))), "policy"),
+        (replace(search, problem=ProblemSettings(alpha=(0.1,))), "problem"),
         (replace(search, recording=write_recording(tmp_path / "other", n=30)), "traces"),
         (replace(search, fixed={"hidden_width": 0}), "start, ranges"),
         (replace(search, seed=1), "seed"),
@@ -187,9 +194,12 @@ def test_settings_that_diverge_are_the_worst_and_the_search_goes_on(search, monk
 
 def test_what_the_preset_cannot_do_is_an_error(search) -> None:
     with pytest.raises(CeeGymError, match="observe 'layer'"):
-        go(replace(search, policy=replace(POLICY, observe=("hidden", "confidence"))), 1)
+        go(replace(search, problem=ProblemSettings(observe=("hidden", "confidence"))), 1)
     with pytest.raises(CeeGymError, match="trials must be at least 1"):
         go(search, 0)
+    for seed in (-1, 10**30):
+        with pytest.raises(CeeGymError, match="seed must be 0 to"):
+            replace(search, seed=seed)
 
 
 def test_no_trial_begins_after_the_time_is_up(search) -> None:
@@ -201,49 +211,3 @@ def test_without_optuna_it_says_what_to_install(search, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(CeeGymError, match=r'pip install "cee-gym\[tune\]"'):
         go(search, 1)
-
-
-def refused(capsys, words: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(words.split())
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-def test_from_the_command_line(search, capsys) -> None:
-    words = (
-        f"tune EarlyExit --trace {search.recording} --agent expected-return --trials 3 "
-        "--total-timesteps 300 --alpha 0.02 --set batch_size=16 --seed 2 --output tune"
-    )
-    main(words.split())
-    out = capsys.readouterr().out
-    best = json.loads(Path("tune/best.json").read_text())
-    assert f"the preset  {best['preset_value']:.4f}" in out
-    assert f"the best    {best['value']:.4f}" in out
-    (line,) = (line for line in out.splitlines() if line.startswith("to use it: cee-gym train"))
-    main([*shlex.split(line)[4:], "--output", "run"])
-    config = json.loads(Path("run/config.json").read_text())
-    assert config["hyperparameters"].items() >= best["hyperparameters"].items()
-    assert config["hyperparameters"]["batch_size"] == 16
-    assert config["hyperparameters"]["seed"] == 2
-    assert config["policy"] == best["policy"]
-    env = policy_env(search.recording, PolicyConfig(**best["policy"]), "calibration")
-    leave = load_agent("run/round-0/agent").exit_probabilities(env.observations) > 0.5
-    leave[:, -1] = True
-    returns = env.table.rewards(0.02)[np.arange(len(leave)), leave.argmax(axis=1)]
-    assert returns.mean() == pytest.approx(best["value"])
-    main(words.split())
-    assert f"the best    {best['value']:.4f}" in capsys.readouterr().out
-
-
-def test_bad_input_is_one_line(search, capsys) -> None:
-    rte = "tune EarlyExit-BERT-RTE"
-    assert "did you mean expected-return" in refused(capsys, f"{rte} --agent expected-retrun")
-    assert "nothing to search for random" in refused(capsys, f"{rte} --agent random")
-    message = refused(capsys, f"{rte} --agent confidence --set threshold=0.5")
-    assert "all of threshold are set" in message
-    assert "did you mean EarlyExit-BERT-RTE" in refused(capsys, "tune EarlyExit-BERT-RTF")
-    assert "give --trace" in refused(capsys, "tune EarlyExit")
-    assert "give KEY=VALUE" in refused(capsys, f"{rte} --set learnin_rate=1")
-    Path("file").write_text("")
-    refused(capsys, f"{rte} --output file")
