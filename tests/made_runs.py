@@ -32,7 +32,7 @@ def write_run(
     problem: ProblemSettings,
     *,
     total_timesteps: int = 200,
-    metrics: tuple[str, ...] = ("accuracy", "f1"),
+    metrics: tuple[str, ...] = ("accuracy",),
 ) -> Path:
     """The run of an agent on what a model does on 60 sentences; every split is of the same ones.
 

@@ -34,4 +34,5 @@ def run(tmp_path, tiny_model, tiny_tokenizer) -> Path:
         ExpectedReturn(learning_rate=1e-2, start="confidence"),
         ProblemSettings(alpha=RANGE, hardness="none", observe=observe),
         total_timesteps=3000,
+        metrics=("accuracy", "f1"),
     )
