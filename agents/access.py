@@ -92,7 +92,7 @@ def _access_to(env: Any) -> Access:
 def needs_problem(name: str, env: AnyEnv) -> CeeGymError:
     """The error of an agent that cannot learn where only one state is shown at a time."""
     return CeeGymError(
-        f"{name} learns from all rewards of an instance at once, which {env} does not tell: use a "
+        f"{name} learns from all exits of an instance at once, which {env} does not show: use a "
         "recorded environment, without wrappers that change rewards (give it a Reward instead), or "
         "the agent 'reinforce' or 'ppo'"
     )

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from cee_gym.agents.access import AnyEnv
+from cee_gym.agents.access import AnyEnv, needs_problem
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.network_agent import Batches, NetworkAgent
+from cee_gym.agents.network_agent import MOST_WIDTH, Batches, NetworkAgent
 from cee_gym.agents.registry import register_agent
-from cee_gym.errors import CeeGymError
 from cee_gym.policies.networks import log_exit_distribution
 from cee_gym.problem import Problem
 from cee_gym.settings import Range, number
@@ -48,7 +47,7 @@ class CAT(NetworkAgent):
         seed: of weights and batches.
     """
 
-    hidden_width: int = number(32, 0, search=[0, 8, 32])
+    hidden_width: int = number(32, 0, MOST_WIDTH, search=[0, 8, 32])
     learning_rate: float = number(1e-3, 0, search=Range(1e-4, 1e-2, log=True))
     weight_decay: float = number(0.0, 0, search=Range(0.0, 20.0))
     batch_size: int = number(32, 1, search=[32, 64, 128])
@@ -68,10 +67,7 @@ class CAT(NetworkAgent):
         """
         network, problem = self.prepare(env)
         if problem is None:
-            raise CeeGymError(
-                f"{self.name} compares each layer's prediction with the last layer's, which {env} "
-                "does not show at once: use a recorded environment"
-            )
+            raise needs_problem(self.name, env)
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from cee_gym.agents.access import AnyEnv
+from cee_gym.agents.access import AnyEnv, needs_problem
 from cee_gym.agents.base import Agent
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import register_agent
@@ -67,10 +67,7 @@ class LearningToExit(Agent):
         """
         problem = self.bind(env)
         if problem is None:
-            raise CeeGymError(
-                f"{self.name} learns where each layer's classifier is right, which {env} does not "
-                "tell: use a recorded environment"
-            )
+            raise needs_problem(self.name, env)
         hidden = problem.observe()[..., self.layout["hidden"]]
         weight, bias = _regress(
             hidden.reshape(-1, hidden.shape[-1]),

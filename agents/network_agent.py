@@ -24,6 +24,7 @@ from cee_gym.settings import MOST_SEED, Range, number, one_of
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
 
+MOST_WIDTH = 10_000
 STARTS = ("equally_likely", "confidence")
 
 
@@ -145,7 +146,7 @@ class GradientAgent(NetworkAgent):
         seed: of weights and draws.
     """
 
-    hidden_width: int = number(32, 0, search=[0, 8, 32])
+    hidden_width: int = number(32, 0, MOST_WIDTH, search=[0, 8, 32])
     start: Start = one_of("equally_likely", STARTS)  # type: ignore[misc]
     learning_rate: float = number(3e-4, 0, search=Range(1e-4, 1e-2, log=True))
     weight_decay: float = number(0.0, 0, search=Range(1e-2, 100.0, log=True))

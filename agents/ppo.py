@@ -44,7 +44,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from cee_gym.agents.access import AnyEnv, VectorEnv
 from cee_gym.agents.curves import Curves
-from cee_gym.agents.network_agent import STARTS, NetworkAgent
+from cee_gym.agents.network_agent import MOST_WIDTH, STARTS, NetworkAgent
 from cee_gym.agents.presets import FEW, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
@@ -150,11 +150,11 @@ class PPO(NetworkAgent):
         critic: V, networks like the policy's; there is one as soon as there is a policy.
     """
 
-    hidden_width: int = number(32, 0, search=[0, 8, 32])
+    hidden_width: int = number(32, 0, MOST_WIDTH, search=[0, 8, 32])
     start: Start = one_of("equally_likely", STARTS)  # type: ignore[misc]
     learning_rate: float = number(2e-3, 0, search=Range(1e-4, 1e-2, log=True))
-    num_envs: int = number(64, 1)
-    num_steps: int = number(32, 1)
+    num_envs: int = number(64, 1, 10_000)
+    num_steps: int = number(32, 1, 10_000)
     epochs: int = number(4, 1, search=Range(1, 10))
     batch_size: int = number(512, 1)
     clip_range: float = number(0.2, 0, search=Range(0.05, 0.4))
@@ -192,7 +192,7 @@ class PPO(NetworkAgent):
         while not curves.done:
             rollout = next(rollouts)
             size = len(rollout.layers)
-            batches = math.ceil(size / self.batch_size)
+            batches = -(-size // self.batch_size)
             seen = []
             for _ in range(self.epochs):
                 for rows in np.array_split(rng.permutation(size), batches):

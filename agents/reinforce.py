@@ -45,7 +45,7 @@ class Reinforce(GradientAgent):
         baseline: `"leave_one_out"`, or `"mean"` as in the paper.
     """
 
-    rollouts: int = number(8, 2, search=[4, 8, 16])
+    rollouts: int = number(8, 2, 10_000, search=[4, 8, 16])
     baseline: Baseline = one_of("leave_one_out", ("leave_one_out", "mean"))
 
     def presets(self) -> Mapping[str, Preset]:
@@ -75,7 +75,7 @@ class Reinforce(GradientAgent):
                 layer = given[:, self.layout["layer"]].argmax(dim=1)
                 return uniform < torch.sigmoid(network.at(self.states(given), layer)).numpy()
 
-        run = play(env, uniforms.numpy(), leave)
+        run = play(env, uniforms.numpy(), leave, seed=int(rng.integers(2**31)))
         logits = network(self.states(torch.from_numpy(run.observations)))
         exits = torch.from_numpy(run.exits)
         return Played(

@@ -41,6 +41,7 @@ def play(
     uniforms: Floats,
     decide: Decide,
     instances: npt.NDArray[np.int64] | None = None,
+    seed: int | None = None,
 ) -> Episodes:
     """Runs K episodes of each of B instances.
 
@@ -49,6 +50,7 @@ def play(
         uniforms: `[B, K, L]` in [0, 1), one per decision.
         decide: whether to leave.
         instances: int64 `[B]`; drawn by the environment where None.
+        seed: of the environment's draws; None lets it go on as it is.
 
     Raises:
         CeeGymError: if the environment resets by itself.
@@ -75,7 +77,7 @@ def play(
     num_jobs = num_instances * num_rollouts
     job = np.full(env.num_envs, -1)  # which rollout of which instance each sub-environment is in
     layer = np.zeros(env.num_envs, dtype=np.int64)
-    observations, _ = env.reset()
+    observations, _ = env.reset(seed=seed)
     next_job = 0
     free = np.ones(env.num_envs, dtype=np.bool_)
     while True:
@@ -103,10 +105,10 @@ def play(
         leave = np.ones(env.num_envs, dtype=np.bool_)
         leave[busy] = decide(observations[busy], uniforms[row, rollout, layer[busy]])
         observations, rewards, free, _, info = env.step(np.where(leave, EXIT, CONTINUE))
+        played.returns[row, rollout] += rewards[busy]
         ended = busy & free
         row, rollout = job[ended] // num_rollouts, job[ended] % num_rollouts
         played.exits[row, rollout] = layer[ended]
-        played.returns[row, rollout] = rewards[ended]
         if ended.any():
             played.correct[row, rollout] = info["correct"][ended]
         layer += 1

@@ -69,6 +69,7 @@ class SB3VecEnv(VecEnv):
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
         self._actions: npt.NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
+        self._returns = np.zeros(env.num_envs)
         self._start = time.perf_counter()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
@@ -86,6 +87,7 @@ class SB3VecEnv(VecEnv):
                 options[key] = np.array([option[key] for option in self._options])
         given: Any = seeds if any(seed is not None for seed in seeds) else None
         observations, infos = self.env.reset(seed=given, options=options)
+        self._returns[:] = 0
         self.reset_infos = [
             {key: infos[key][i].item() for key in ("instance", "alpha")}
             for i in range(self.num_envs)
@@ -102,6 +104,7 @@ class SB3VecEnv(VecEnv):
         """Observations, rewards float32 `[n]`, dones bool `[n]` and a dict for each environment."""
         observations, rewards, dones, _, batch = self.env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._returns += rewards
         ended = np.flatnonzero(dones)
         if len(ended):
             final, left = batch["final_info"], batch["final_obs"]
@@ -112,7 +115,8 @@ class SB3VecEnv(VecEnv):
             }
             parts = final["reward_components"]
             quality, price = parts["quality"][ended].tolist(), parts["price"][ended].tolist()
-            earned, elapsed = rewards[ended].tolist(), time.perf_counter() - self._start
+            earned, elapsed = self._returns[ended].tolist(), time.perf_counter() - self._start
+            self._returns[ended] = 0
             for row, env in enumerate(ended.tolist()):
                 infos[env] = {
                     **{key: values[row] for key, values in columns.items()},

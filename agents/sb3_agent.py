@@ -99,12 +99,12 @@ class SB3Agent(Agent):
         self._settings = defaults(name) | hyperparameters
         for key, value in self._settings.items():
             try:
-                self._settings[key] = json.loads(json.dumps(value))
-            except TypeError:
+                self._settings[key] = json.loads(json.dumps(value, allow_nan=False))
+            except (TypeError, ValueError):
                 raise CeeGymError(
                     f"{self.name}: {key} is kept with the agent as JSON, which {value!r} is not"
                 ) from None
-        check_setting("num_envs", self._settings["num_envs"], 1, whole=True)
+        check_setting("num_envs", self._settings["num_envs"], 1, 10_000, whole=True)
         check_setting("seed", self._settings["seed"], 0, MOST_SEED, whole=True)
         self.sb3: BaseAlgorithm | None = None
         self._env: AnyEnv | None = None

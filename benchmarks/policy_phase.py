@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import tyro
-from cee_gym.agents.policy_agent import TableBatches
 from common import write
 
 from cee_gym.agents import Reinforce
+from cee_gym.agents.network_agent import Batches
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.tasks import get_task
 from cee_gym.traces.texts import collect
@@ -59,12 +59,13 @@ def main(args: Args) -> None:
         collection = time.perf_counter() - start
         env = EarlyExitEnv(trace=trace, alpha=ALPHA)
         agent = Reinforce(rollouts=ROLLOUTS, batch_size=BATCH)
-        policy = agent.make_policy(env)
-        optimizer = agent.make_optimizer(policy)
+        network, problem = agent.prepare(env)
+        assert problem is not None
+        optimizer = agent.make_optimizer(network)
         rng = np.random.default_rng(0)
 
         def update(observations: torch.Tensor, rewards: torch.Tensor) -> None:
-            step = agent.estimate(policy(agent.states(observations)), rewards, rng)
+            step = agent.estimate(network(agent.states(observations)), rewards, rng)
             optimizer.zero_grad()
             step.loss.backward()
             optimizer.step()
@@ -72,7 +73,7 @@ def main(args: Args) -> None:
         updates = len(text) // BATCH
         on_trace = []
         for _ in range(args.repeats):
-            batches = TableBatches(env.table, BATCH, rng)
+            batches = Batches(problem, BATCH, rng)
             start = time.perf_counter()
             for _ in range(updates):
                 _, observations, rewards = batches.next()
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
                 losses = loss_per_layer(output.logits, text.labels[copies])
                 layer = one_hot.expand(len(copies), -1, -1)
                 observations = torch.cat([output.states, layer], dim=2)
-                price = torch.from_numpy(env.table.price[copies])
+                price = torch.from_numpy(problem.price[copies])
             update(observations[::ROLLOUTS].clone(), (-losses - ALPHA * price)[::ROLLOUTS].clone())
         without = time.perf_counter() - start
     epoch = float(np.median(on_trace))

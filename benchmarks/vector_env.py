@@ -76,9 +76,7 @@ def compare(trace: Path, num_envs: int, **how: Any) -> dict[str, Any]:
     envs = gym.make_vec("EarlyExit", num_envs=num_envs, trace=str(trace), **how)
     envs.reset(seed=0)
     rng = np.random.default_rng(0)
-    table = np.ascontiguousarray(
-        gym.make("EarlyExit", trace=str(trace)).unwrapped.observations  # type: ignore[attr-defined]
-    )
+    table = gym.make("EarlyExit", trace=str(trace)).unwrapped.problem.observe()  # type: ignore
     table = table.reshape(-1, table.shape[-1])
     actions = rng.integers(2, size=(64, num_envs))
     rows = rng.integers(len(table), size=(64, num_envs))

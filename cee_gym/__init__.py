@@ -12,12 +12,15 @@ from cee_gym.envs.registration import register_envs
 
 if TYPE_CHECKING:
     from cee_gym.agents.registry import register_agent
+    from cee_gym.backbones.families import register_family
     from cee_gym.exits.classifier import MultiExitModel
     from cee_gym.hardness import memorized_layer, register_hardness
+    from cee_gym.metrics import register_metric
     from cee_gym.observation import register_observation
     from cee_gym.policies.base import ExitPolicy, register_policy
     from cee_gym.problem import Problem
     from cee_gym.reward import Reward, register_cost, register_quality
+    from cee_gym.tasks import register_task
     from cee_gym.traces.trace import Trace
     from cee_gym.training.trainer import ConsistentEETrainer
 
@@ -33,10 +36,13 @@ _WHERE = {
     "memorized_layer": "cee_gym.hardness",
     "register_agent": "cee_gym.agents.registry",
     "register_cost": "cee_gym.reward",
+    "register_family": "cee_gym.backbones.families",
     "register_hardness": "cee_gym.hardness",
+    "register_metric": "cee_gym.metrics",
     "register_observation": "cee_gym.observation",
     "register_policy": "cee_gym.policies.base",
     "register_quality": "cee_gym.reward",
+    "register_task": "cee_gym.tasks",
 }
 
 __all__ = [
@@ -49,10 +55,13 @@ __all__ = [
     "memorized_layer",
     "register_agent",
     "register_cost",
+    "register_family",
     "register_hardness",
+    "register_metric",
     "register_observation",
     "register_policy",
     "register_quality",
+    "register_task",
 ]
 
 

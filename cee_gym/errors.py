@@ -33,7 +33,7 @@ def check_number(name: str, value: float, least: float, most: float = math.inf) 
     Traceback (most recent call last):
     cee_gym.errors.CeeGymError: folds must be at least 2, got 1
     """
-    if not least <= value <= most or math.isinf(value):
+    if not least <= value <= most or abs(value) == math.inf:
         span = f"at least {least}" if math.isinf(most) else f"{least} to {most}"
         raise CeeGymError(f"{name} must be {span}, got {value}")
 

@@ -31,7 +31,7 @@ from gymnasium.spaces import Box
 from cee_gym.errors import CeeGymError
 from cee_gym.registry import Registry
 from cee_gym.reward import MOST_ALPHA
-from cee_gym.traces.readout import log_softmax
+from cee_gym.traces.readout import log_softmax, softmax
 from cee_gym.traces.trace import Trace
 
 Layout = dict[str, slice]
@@ -83,8 +83,10 @@ class Seen:
         self._alpha = alpha
         self._logits = logits
         # Those that are given take the place of the cached properties.
-        given = {"confidence": confidence, "entropy": entropy, "prediction": prediction}
-        vars(self).update({name: array for name, array in given.items() if array is not None})
+        given = (("confidence", confidence), ("entropy", entropy), ("prediction", prediction))
+        for name, array in given:
+            if array is not None:
+                vars(self)[name] = array
 
     @property
     def alpha(self) -> Array:
@@ -122,12 +124,12 @@ class Seen:
     @cached_property
     def probs(self) -> Array:
         """The class probabilities, `[n, t, C]`."""
-        return self.xp.exp(self.log_probs)
+        return softmax(self.logits, self.xp)
 
     @cached_property
     def confidence(self) -> Array:
         """The largest class probability, `[n, t]`."""
-        return self.xp.exp(self.xp.max(self.log_probs, axis=-1))
+        return self.xp.max(self.probs, axis=-1)
 
     @cached_property
     def entropy(self) -> Array:
@@ -215,7 +217,7 @@ def _entropy(seen: Seen) -> Array:
 
 @register_observation("confidence", low=0.0, high=1.0)
 def _confidence(seen: Seen) -> Array:
-    return seen.xp.clip(seen.confidence, 0.0, 1.0)[..., None]
+    return seen.confidence[..., None]
 
 
 @register_observation("alpha", low=0.0, high=np.inf)
@@ -292,11 +294,15 @@ def observe_last(parts: Sequence[str], seen: Seen) -> Array:
         parts: in order.
         seen: what n instances have shown.
     """
-    xp, size = seen.xp, len(seen.hidden)
-    columns = [
-        xp.astype(xp.broadcast_to(one, (size, one.shape[1])), xp.float32, copy=False)
-        for one in (_show(name, seen)[:, -1] for name in parts)
-    ]
+    xp, size, columns = seen.xp, seen.hidden.shape[0], []
+    for name in parts:
+        column = _show(name, seen)[:, -1]
+        # To call what does nothing takes time that shows next to a small layer.
+        if column.shape[0] != size:
+            column = xp.broadcast_to(column, (size, column.shape[1]))
+        if column.dtype != xp.float32:
+            column = xp.astype(column, xp.float32)
+        columns.append(column)
     return columns[0] if len(columns) == 1 else xp.concat(columns, axis=1)
 
 
@@ -365,19 +371,23 @@ class RecordedObservations:
         """All of them, float32 `[N, L, D]`, read-only; None where that is too large for memory."""
         if int(np.prod(self._shape)) * 4 > MOST_BYTES_IN_MEMORY:
             return None
-        table = np.zeros(self._shape, dtype=np.float32)
+        table = np.empty(self._shape, dtype=np.float32)
         at_a_time = max(1, _BYTES_AT_A_TIME // table[0].nbytes)
         for start in range(0, len(table), at_a_time):
             rows = slice(start, start + at_a_time)
-            observe_into(table[rows], self._shown, self._seen(rows, slice(None)))
+            self._fill(table[rows], rows)
         table.setflags(write=False)
         return table
 
     def _compute(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Floats:
-        seen = self._seen(rows, slice(None))
-        out = np.zeros((len(seen.hidden), *self._shape[1:]), dtype=np.float32)
-        observe_into(out, self._shown, seen)
+        out = np.empty((len(self._trace.labels[rows]), *self._shape[1:]), dtype=np.float32)
+        self._fill(out, rows)
         return out
+
+    def _fill(self, out: Floats, rows: npt.NDArray[np.integer[Any]] | slice) -> None:
+        observe_into(out, self._shown, self._seen(rows, slice(None)))
+        if "alpha" in self.layout:
+            out[..., self.layout["alpha"]] = 0.0
 
     def _seen(self, rows: npt.NDArray[np.integer[Any]] | slice, exits: slice) -> Seen:
         trace = self._trace
@@ -389,7 +399,7 @@ class RecordedObservations:
             None,
             np.asarray(trace.states[rows][:, exits], dtype=np.float32),
             None if trace.logits is None else trace.logits[rows][:, exits],
-            confidence=trace.confidence[rows][:, exits],
+            confidence=trace.confidence[rows][:, exits].clip(0.0, 1.0),  # other tools may round it
             entropy=trace.entropy[rows][:, exits],
             prediction=trace.prediction[rows][:, exits],
         )

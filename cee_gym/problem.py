@@ -63,7 +63,19 @@ class Problem:
         if not self.reward.deterministic:
             self.reward.cost.check_model(trace.header.model)  # type: ignore[union-attr]
         self.quality: Floats = _frozen(self.reward.quality_of(trace))
+        self._check_depth()
         self.price: Floats = _frozen(self.reward.price_of(trace, np.asarray(trace.header.depths)))
+
+    def _check_depth(self) -> None:
+        """Refuses a quality that reads deeper exits and does not say so."""
+        end = (self.num_layers + 1) // 2
+        first = self.trace.readout(slice(0, 8)).apply(lambda array: array[:, :end])
+        same = np.allclose(self.reward.quality_of(first), self.quality[:8, :end], atol=1e-4)
+        if not same and not QUALITIES.get(self.reward.quality).deeper:
+            raise CeeGymError(
+                f"quality {self.reward.quality!r} reads deeper exits than the one that is left: "
+                "register it with deeper=True"
+            )
 
     def __len__(self) -> int:
         """N."""

@@ -59,6 +59,8 @@ class Registry(Generic[T]):
             CeeGymError: if there is none, naming the nearest ones, or its module cannot be
                 imported.
         """
+        if name in self._entries:  # first, as a running model asks at every layer
+            return self._entries[name]
         module, _, short = name.rpartition(":")
         if module == "__main__" and short not in self._entries:
             raise CeeGymError(

@@ -13,7 +13,7 @@ that recorded and live environments pay the same. A module of your own adds one:
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -179,8 +179,11 @@ class Reward:
         return cls("cross_entropy", "memorized_layer", "layers")
 
     @classmethod
-    def named(cls, given: "Reward | str") -> "Reward":
+    def named(cls, given: "Reward | str | Mapping[str, Any]") -> "Reward":
         """A reward by its short name: `"paper"`, or that of a quality, whose cost weighs 1.
+
+        Gymnasium writes a reward among the arguments of an environment down as a dict of its
+        attributes; that is read too.
 
         Raises:
             CeeGymError: if there is none of this name.
@@ -191,6 +194,8 @@ class Reward:
             return cls.paper()
         if isinstance(given, str):
             return cls(given, hardness=None)
+        if isinstance(given, Mapping) and given.keys() <= {"quality", "hardness", "cost"}:
+            return cls(**given)
         raise CeeGymError(
             f"reward must be a Reward, 'paper', or the name of a quality, got {given!r}"
         )

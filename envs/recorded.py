@@ -115,16 +115,15 @@ class EarlyExitEnv(EpisodeEnv):
         pass
 
     def _observation(self) -> Observation:
-        observation = self._state()
+        table = self.problem.recorded.table
+        if table is None:
+            at = np.array([self.instance]), np.array([self.layer])
+            observation = self.problem.recorded.at(*at)[0]
+        else:
+            observation = table[self.instance, self.layer - 1].copy()
         if self._alpha_column is not None:
             observation[self._alpha_column] = self.alpha
         return observation
-
-    def _state(self) -> Observation:
-        table = self.problem.recorded.table
-        if table is not None:
-            return table[self.instance, self.layer - 1].copy()
-        return self.problem.recorded.at(np.array([self.instance]), np.array([self.layer]))[0]
 
     def _outcome(self) -> Outcome:
         problem, at = self.problem, (self.instance, self.layer - 1)

@@ -134,13 +134,13 @@ def damaged(change: Any) -> Any:
     [
         (Path.unlink, "there is no profile at"),
         (lambda path: path.write_text(path.read_text()[:-50]), "is damaged"),
-        (lambda path: path.write_text("[1, 2]"), "is damaged .it is no JSON object"),
+        (lambda path: path.write_text("[1, 2]"), "is not a cee-gym profile"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
-        (damaged(lambda v: v.update(format="other")), "is not a cee-gym cost model"),
+        (damaged(lambda v: v.update(format="other")), "is not a cee-gym profile"),
         (damaged(lambda v: v.update(version=7)), "is of version 7.*profile again"),
         (damaged(lambda v: v.pop("layers")), "is damaged.*layers"),
         (damaged(lambda v: v.update(more=1)), "is damaged.*more"),
-        (damaged(lambda v: v["layers"].pop()), r"damaged \(heads must be \[3, 3, 4\] numbers"),
+        (damaged(lambda v: v["layers"].pop()), r"damaged: heads must be \[3, 3, 4\] numbers"),
         (damaged(lambda v: v["heads"][0][0].pop()), "is damaged"),
         (damaged(lambda v: v.update(embedding="fast")), "is damaged"),
         (damaged(lambda v: v["policy"][0][0].__setitem__(0, -1)), "policy must be"),
@@ -187,7 +187,7 @@ def test_environments_say_that_their_reward_was_measured(
     np.testing.assert_array_equal(env.unwrapped.problem.price, envs.problem.price)
     assert EarlyExitEnv(trace=trace).metadata["deterministic"] is True
     assert EarlyExitEnv.metadata["deterministic"] is True
-    # The same numbers given as numbers are another problem: they do not say where they are from.
+    # The same numbers given as numbers say nothing of where they come from.
     given = EarlyExitEnv(trace=trace, reward=Reward(cost=costs.layer_costs()))
     assert given.metadata["deterministic"] is True
     np.testing.assert_array_equal(given.problem.price, envs.problem.price)

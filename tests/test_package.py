@@ -125,16 +125,19 @@ def test_importing_is_light_and_quiet() -> None:
 
 
 def test_public_names_are_there() -> None:
-    from cee_gym import ConsistentEETrainer, MultiExitModel, Reward, Trace, memorized_layer
+    import cee_gym
     from cee_gym.agents import ExpectedReturn, Reinforce
     from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv, LiveEarlyExitEnv
     from cee_gym.evaluation import accuracy_speed_curve, evaluate
 
     public = (
-        *(ConsistentEETrainer, MultiExitModel, Reward, Trace, memorized_layer, ExpectedReturn),
-        *(Reinforce, EarlyExitEnv, EarlyExitVectorEnv, LiveEarlyExitEnv),
+        *(getattr(cee_gym, name) for name in cee_gym.__all__),
+        *(ExpectedReturn, Reinforce, EarlyExitEnv, EarlyExitVectorEnv, LiveEarlyExitEnv),
         *(accuracy_speed_curve, evaluate),
     )
     for thing in public:
         assert thing.__module__.startswith("cee_gym."), thing
         assert thing.__doc__
+    assert {"ExitPolicy", "Problem", "Reward", "Trace", "register_quality"} <= {*cee_gym.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'Pool'"):
+        _ = cee_gym.Pool

@@ -16,7 +16,7 @@ from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
 from cee_gym.problem import Problem, open_problem, shared_problem
-from cee_gym.reward import Reward
+from cee_gym.reward import Reward, register_quality
 from cee_gym.traces.recordings import find_recording, open_split
 from cee_gym.traces.trace import Trace
 from tests.made_traces import write_recording, write_trace
@@ -129,8 +129,6 @@ def test_another_price_or_reward_copies_no_observation(recording: Path) -> None:
 def test_a_name_that_is_given_to_another_function_is_another_problem(
     own_module: str, trace: Trace
 ) -> None:
-    from cee_gym.reward import register_quality
-
     def quality(value: float) -> Problem:
         @register_quality("fixed", low=0.0, high=1.0)
         def fixed(exits: Any) -> Any:
@@ -141,6 +139,17 @@ def test_a_name_that_is_given_to_another_function_is_another_problem(
     before, after = quality(0.25), quality(0.5)
     assert (before.quality == 0.25).all()
     assert (after.quality == 0.5).all()
+
+
+def test_a_quality_that_reads_deeper_exits_has_to_say_so(own_module: str, trace: Trace) -> None:
+    def agreement(exits: Any) -> Any:
+        return exits.prediction == exits.prediction[:, -1:]
+
+    register_quality("hidden_depth", low=0.0, high=1.0)(agreement)
+    with pytest.raises(CeeGymError, match=r"reads deeper exits .*register it with deeper=True"):
+        Problem(trace, Reward("hidden_depth"))
+    problem = Problem(trace, Reward("mine:agreement"))
+    np.testing.assert_array_equal(problem.quality, agreement(trace))
 
 
 @pytest.mark.parametrize("alpha", [1e308, -1, (0.0, 1e7), float("nan")])

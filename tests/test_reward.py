@@ -158,6 +158,7 @@ def test_numbers_that_do_not_fit_the_trace_are_refused(
         ("correctness", "correctness", None),
         ("cross_entropy", "cross_entropy", None),
         (Reward("correctness", "last_layer_loss"), "correctness", "last_layer_loss"),
+        ({"quality": "correctness", "hardness": None}, "correctness", None),
     ],
 )
 def test_a_reward_by_its_short_name(given: Any, quality: str, hardness: str | None) -> None:
@@ -165,7 +166,10 @@ def test_a_reward_by_its_short_name(given: Any, quality: str, hardness: str | No
     assert (reward.quality, reward.hardness, reward.cost) == (quality, hardness, "layers")
 
 
-@pytest.mark.parametrize(("given", "message"), [("both", "unknown quality 'both'"), (1, "got 1")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("both", "unknown quality 'both'"), (1, "got 1"), ({"q": 1}, "got {'q': 1}")],
+)
 def test_any_other_short_name_is_refused(given: Any, message: str) -> None:
     with pytest.raises(CeeGymError, match=message):
         Reward.named(given)
@@ -183,6 +187,13 @@ def test_what_is_registered_is_one_function_each(own_module: str, trace: Trace) 
     assert (short.quality, short.hardness, short.cost) == (
         *("mine:probability", "mine:mean_correct", "mine:squares"),
     )
+
+
+def test_a_name_of_one_module_is_not_taken_for_that_of_another(own_module: str) -> None:
+    Reward("mine:probability")
+    Path("other.py").write_text(Path("mine.py").read_text())  # in the working directory
+    with pytest.raises(CeeGymError, match="quality name 'probability' is taken by mine"):
+        Reward("other:probability")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ class _Recorder(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if "_recorded" not in vars(self):  # it is being unpickled
+                raise
             return getattr(self._recorded[0], name)
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

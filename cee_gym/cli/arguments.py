@@ -56,6 +56,12 @@ class SpeedArguments:
 
         return Speed(self.at, self.threshold, self.alpha, self.saved_layers, self.points_lost)
 
+    @property
+    def option(self) -> str | None:
+        """The one that is given, such as `--saved-layers`; None where none is."""
+        given = [name for name, value in vars(self).items() if value is not None]
+        return f"--{given[0].replace('_', '-')}" if given else None
+
 
 def benchmark(given: str) -> tuple[str, str]:
     """The id and the full name of its task; `MODULE:ID` imports the module that registers it."""

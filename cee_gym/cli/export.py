@@ -1,39 +1,62 @@
 """`cee-gym export`: a model as ONNX graphs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from cee_gym.cli.arguments import quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.errors import CeeGymError
 
 
 @dataclass(frozen=True)
 class Export:
     """Writes a multi-exit model as ONNX graphs, one a layer, for ONNX Runtime.
 
+    Its exit policy, with the operating points that are kept, and its tokenizer are written along.
+
     Attributes:
         model: a directory that was saved, a run of train, a name on the hub, or the directory of a
-            model with exits, such as RECORDING/models/deployed.
+            model with exits, such as RECORDING/models/deployed, which has no policy.
         output: a directory that does not exist yet, or is empty.
         int8: with the weights of layers and exits as 8-bit integers.
+        speed: of the policy.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     output: Path
     int8: bool = False
+    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
         """Exports, and says how to run what was written."""
         from cee_gym.backbones.encoding import load_tokenizer
         from cee_gym.exits import load_model
-        from cee_gym.inference.pretrained import weights_directory
+        from cee_gym.inference.pretrained import (
+            find_policy,
+            has_policy,
+            locate,
+            save_policy,
+            weights_in,
+        )
         from cee_gym.onnx.export import export
 
         quiet_transformers()
-        weights = weights_directory(self.model)
+        speed, directory = self.speed.speed(), locate(self.model)
+        known = find_policy(directory) if has_policy(directory) else None
+        if known is None and speed.given:
+            raise CeeGymError(
+                f"{self.speed.option} is of a policy, and there is none with the model at "
+                f"{self.model}: give a run, or what save_pretrained wrote"
+            )
+        policy = None if known is None else known[1].choose(speed, known[0])
+        weights = weights_in(directory)
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
+        given = ", policy"
+        if known is not None and policy is not None:
+            save_policy(policy, known[1], self.output)
+            given = ""
         print(f"wrote {model.num_layers} layers to {self.output}")
-        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, policy)")
+        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}{given})")

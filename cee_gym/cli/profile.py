@@ -59,7 +59,7 @@ class Profile:
         """Measures, writes the profile and prints it."""
         from cee_gym.backbones.fingerprint import fingerprint
         from cee_gym.exits import load_model
-        from cee_gym.inference.pretrained import load_policy, weights_directory
+        from cee_gym.inference.pretrained import load_policy, locate, weights_in
         from cee_gym.measuring import profile
         from cee_gym.traces.recordings import open_split
 
@@ -70,8 +70,8 @@ class Profile:
         if self.data is not None and self.trace is None:
             raise CeeGymError("--data is the text of a recording: give --trace too")
         if speed.given and self.policy is None:
-            raise CeeGymError(f"--{next(iter(speed.given))} is of a policy: give --policy too")
-        weights = weights_directory(self.model)
+            raise CeeGymError(f"{self.speed.option} is of a policy: give --policy too")
+        weights = weights_in(locate(self.model))
         model = load_model(weights)
         _put(model, self.device)
         policy = None

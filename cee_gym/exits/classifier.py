@@ -124,6 +124,7 @@ class MultiExitModel(PreTrainedModel):
     def __init__(self, config: MultiExitConfig, backbone: PreTrainedModel | None = None) -> None:
         assert config.backbone_config is not None
         check_encoder(config.backbone_config)
+        labels = config.labels  # refused here where they are not numbered from 0
         super().__init__(config)
         if backbone is None:
             # Where it is left open transformers asks on the standard input whether to run code.
@@ -139,7 +140,7 @@ class MultiExitModel(PreTrainedModel):
         depth = int(backbone.config.num_hidden_layers)
         poolers = depth if config.pooler == "per_layer" else 1
         self.poolers = nn.ModuleList(nn.Linear(width, width) for _ in range(poolers))
-        self.heads = nn.ModuleList(nn.Linear(width, self.num_labels) for _ in range(depth))
+        self.heads = nn.ModuleList(nn.Linear(width, len(labels)) for _ in range(depth))
         self.dropout = nn.Dropout(config.exit_dropout)
         self.post_init()
 

@@ -6,6 +6,7 @@ pipeline("a gripping film")  # [{"label": "positive", "score": 0.98, "exit_layer
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -146,23 +147,20 @@ class EarlyExitPipeline:
             CeeGymError: if the speed is not to be had.
         """
         twin = copy.copy(self)
-        chosen = speed.choose(self.policy, self.measured.speeds, self.measured.points)
-        twin.runtime = self.runtime.at(chosen)
+        twin.runtime = self.runtime.at(self.measured.choose(speed, self.policy))
+        if twin.policy is not self.policy:
+            twin.measured = replace(self.measured, evaluation=None)  # it was of another speed
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        # A lock belongs to one process, and what a runtime looks up beforehand to one model.
-        state = vars(self).copy()
-        del state["_lock"], state["runtime"]
-        return state | {"policy": self.policy}
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        policy = state.pop("policy")
         vars(self).update(state)
-        self._lock = Lock()
-        self.runtime = EarlyExitRuntime(self.model, policy)
+        self._lock = Lock()  # of this process, and of this copy of the tokenizer
 
     def __copy__(self) -> Self:
+        # Both use one tokenizer, so they share its lock too.
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         return twin

@@ -27,6 +27,7 @@ from cee_gym.problem import Problem
 from cee_gym.runs import Run, is_run, kept_policies, refused_if_damaged
 
 VERSION = 2
+POLICY, MEASURED = "policy", "pipeline.json"
 # What is fetched from the hub: no pickles, and no code.
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 
@@ -47,6 +48,10 @@ class Measured:
     evaluation: dict[str, Any] | None = None
     speeds: Speeds | None = None
     points: dict[str, ExitPolicy] = field(default_factory=dict)
+
+    def choose(self, speed: Speed, policy: ExitPolicy) -> ExitPolicy:
+        """The policy that this is known about at another speed; see `Speed.choose`."""
+        return speed.choose(policy, self.speeds, self.points)
 
 
 @dataclass(frozen=True)
@@ -72,98 +77,23 @@ def load(
     Raises:
         CeeGymError: if something is missing or damaged, or the speed is not to be had.
     """
-    speed = speed or Speed()
-    directory = _local(name_or_directory, revision)
-    if is_run(directory):
-        run = Run.open(directory)
-        weights, policy = run.weights, run.policy
-        measured = Measured(run, None, run.speeds, run.points)
-    else:
-        weights, policy = directory, ExitPolicy.load(directory / "policy")
-        measured = _read(directory / "pipeline.json", policy)
-    chosen = speed.choose(policy, measured.speeds, measured.points)
+    directory = locate(name_or_directory, revision)
+    weights = weights_in(directory)
+    model = load_model(weights)
+    policy, measured = find_policy(directory)
+    chosen = measured.choose(speed or Speed(), policy)
     chosen.check_has_a_speed()
     if chosen is not policy:
         measured = replace(measured, evaluation=None)  # it was of another speed
-    model = load_model(weights)
     return Pretrained(model, load_tokenizer(str(weights)), chosen, measured)
 
 
-def weights_directory(name_or_directory: str | Path) -> Path:
-    """Where the model and its tokenizer are of all that `load` reads, or of a model alone.
+def locate(name_or_directory: str | Path, revision: str | None = None) -> Path:
+    """The directory, which a name on the hub is fetched into.
 
     Raises:
-        CeeGymError: if there is no such directory, name or model of a run.
+        CeeGymError: if there is none.
     """
-    directory = _local(name_or_directory, None)
-    return Run.open(directory).weights if is_run(directory) else directory
-
-
-def load_policy(path: str | Path, speed: Speed | None = None) -> ExitPolicy:
-    """The policy of a run, of what `save` wrote, or of a directory of its own, at a speed.
-
-    Raises:
-        CeeGymError: if there is none, or the speed is not to be had.
-    """
-    path, speed = Path(path), speed or Speed()
-    if is_run(path):
-        run = Run.open(path)
-        return speed.choose(run.policy, run.speeds if speed.needs_speeds else None, run.points)
-    if (path / "policy").is_dir():
-        policy = ExitPolicy.load(path / "policy")
-        measured = _read(path / "pipeline.json", policy)
-        return speed.choose(policy, measured.speeds, measured.points)
-    return speed.choose(ExitPolicy.load(path))
-
-
-def save(pretrained: Pretrained, directory: Path, name: str) -> None:
-    """Writes a directory for `load`.
-
-    Args:
-        pretrained: measured first where its run is at hand.
-        directory: exists.
-        name: for the card.
-    """
-    model, policy, measured = pretrained.model, pretrained.policy, pretrained.measured
-    if measured.run is not None:
-        measured = measure(policy, measured.run)
-    model.save_pretrained(directory)
-    pretrained.tokenizer.save_pretrained(directory)
-    policy.save(directory / "policy")
-    write_document(
-        directory / "pipeline.json",
-        {
-            "version": VERSION,
-            "evaluation": measured.evaluation,
-            "speeds": None if measured.speeds is None else measured.speeds.to_json(),
-            "points": {
-                point: {
-                    "threshold": held.threshold,
-                    "alpha": held.alpha,
-                    "chosen_on": {"trace": held.chosen_on} if held.chosen_on else None,
-                }
-                for point, held in measured.points.items()
-            },
-        },
-    )
-    card = model_card(name, model, policy, measured.evaluation)
-    (directory / "README.md").write_text(card, encoding="utf-8")
-
-
-def measure(policy: ExitPolicy, run: Run) -> Measured:
-    """Measures a policy on the dev split of the run it comes from."""
-    dev: Problem = run.problem("dev")
-    evaluation = {
-        "split": dev.trace.header.split,
-        "trace": dev.trace.fingerprint,
-        "rows": len(dev),
-        "full_depth": fixed_layers(dev.trace, metrics=run.metrics)[-1].to_json(),
-        "early_exit": evaluate_policy(policy, dev, metrics=run.metrics).to_json(),
-    }
-    return Measured(run, evaluation, run.speeds, run.points)
-
-
-def _local(name_or_directory: str | Path, revision: str | None) -> Path:
     directory = Path(name_or_directory).expanduser()
     if directory.is_dir():
         return directory
@@ -180,6 +110,100 @@ def _local(name_or_directory: str | Path, revision: str | None) -> Path:
             f"{name_or_directory} is no directory here, and cannot be had from the hub "
             f"({first_line(error)})"
         ) from error
+
+
+def weights_in(directory: Path) -> Path:
+    """Where the model and its tokenizer are, of a run or of anything else that holds them.
+
+    Raises:
+        CeeGymError: if it is a run without a model.
+    """
+    return Run.open(directory).weights if is_run(directory) else directory
+
+
+def has_policy(directory: Path) -> bool:
+    """Whether it is a run or what `save_policy` wrote, rather than a model alone."""
+    return is_run(directory) or (directory / POLICY).is_dir()
+
+
+def find_policy(directory: Path) -> tuple[ExitPolicy, Measured]:
+    """A policy at its own speed, and what is known about it.
+
+    Args:
+        directory: a run, what `save_policy` wrote, or the directory of a policy itself.
+
+    Raises:
+        CeeGymError: if there is none, or it is damaged.
+    """
+    if is_run(directory):
+        run = Run.open(directory)
+        return run.policy, Measured(run, None, run.speeds, run.points)
+    if has_policy(directory):
+        policy = ExitPolicy.load(directory / POLICY)
+        return policy, _read(directory / MEASURED, policy)
+    return ExitPolicy.load(directory), Measured()
+
+
+def load_policy(directory: Path, speed: Speed | None = None) -> ExitPolicy:
+    """A policy at a speed; see `find_policy`.
+
+    Raises:
+        CeeGymError: if there is none, or the speed is not to be had.
+    """
+    policy, measured = find_policy(directory)
+    return measured.choose(speed or Speed(), policy)
+
+
+def save(pretrained: Pretrained, directory: Path, name: str) -> None:
+    """Writes a directory for `load`.
+
+    Args:
+        pretrained: measured first where its run is at hand.
+        directory: exists.
+        name: for the card.
+    """
+    model, policy, measured = pretrained.model, pretrained.policy, pretrained.measured
+    if measured.run is not None:
+        measured = measure(policy, measured.run)
+    model.save_pretrained(directory)
+    pretrained.tokenizer.save_pretrained(directory)
+    save_policy(policy, measured, directory)
+    card = model_card(name, model, policy, measured.evaluation)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_policy(policy: ExitPolicy, measured: Measured, directory: Path) -> None:
+    """Writes a policy, and what is known about it, for `find_policy`."""
+    policy.save(directory / POLICY)
+    write_document(
+        directory / MEASURED,
+        {
+            "version": VERSION,
+            "evaluation": measured.evaluation,
+            "speeds": None if measured.speeds is None else measured.speeds.to_json(),
+            "points": {
+                point: {
+                    "threshold": held.threshold,
+                    "alpha": held.alpha,
+                    "chosen_on": {"trace": held.chosen_on} if held.chosen_on else None,
+                }
+                for point, held in measured.points.items()
+            },
+        },
+    )
+
+
+def measure(policy: ExitPolicy, run: Run) -> Measured:
+    """Measures a policy on the dev split of the run it comes from."""
+    dev: Problem = run.problem("dev")
+    evaluation = {
+        "split": dev.trace.header.split,
+        "trace": dev.trace.fingerprint,
+        "rows": len(dev),
+        "full_depth": fixed_layers(dev.trace, metrics=run.metrics)[-1].to_json(),
+        "early_exit": evaluate_policy(policy, dev, metrics=run.metrics).to_json(),
+    }
+    return Measured(run, evaluation, run.speeds, run.points)
 
 
 def _read(file: Path, policy: ExitPolicy) -> Measured:

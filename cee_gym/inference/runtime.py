@@ -7,9 +7,8 @@ becomes of a text therefore does not depend on the others in its batch, up to th
 that are added up in another order.
 """
 
-import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -62,21 +61,21 @@ class EarlyExitRuntime:
     """
 
     def __init__(self, model: EarlyExitModel, policy: ExitPolicy) -> None:
-        self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
+        sizes = Sizes(model.num_layers, model.width, model.num_labels)
         weights = None if policy.model is None else model.fingerprint
-        policy.check_fits(layout_of(policy.observe, self._sizes), weights)
-        self.model = model.eval()
-        self._device = model.device
-        # Looked up once: next to a layer of a small model that runs for one text, it would show.
-        self._exits = model.exits
+        policy.check_fits(layout_of(policy.observe, sizes), weights)
+        self._take(model.eval(), policy)
         self._refuse_unless_rows_can_leave()
-        self._follow(policy)
 
-    def _follow(self, policy: ExitPolicy) -> None:
+    def _take(self, model: EarlyExitModel, policy: ExitPolicy) -> None:
+        """Looks up once what every batch needs: next to a small layer it would show."""
         policy.check_has_a_speed()
-        self.policy = policy
+        self.model, self.policy = model, policy
+        self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
+        self._device = model.device
+        self._exits = model.exits
         self.decider = policy.decider(self._device)
-        num_layers = self.model.num_layers
+        num_layers = model.num_layers
         self._has_memory = policy.score.has_memory
         self._needs_path = needs_path(self.decider.parts)
         self._asked = frozenset(policy.score.exit_layers(num_layers, policy.threshold))
@@ -92,9 +91,17 @@ class EarlyExitRuntime:
         """
         if (policy.layout, policy.model) != (self.policy.layout, self.policy.model):
             raise CeeGymError("this is another policy: make a runtime of its own for it")
-        twin = copy.copy(self)
-        twin._follow(policy)
+        twin = object.__new__(type(self))
+        twin._take(self.model, policy)
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The rest is looked up again. Whether the two fit is not checked again: weights may have
+        # been cast since.
+        return {"model": self.model, "policy": self.policy}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._take(**state)
 
     def _refuse_unless_rows_can_leave(self) -> None:
         mask = torch.tensor([[1, 1], [1, 0]], device=self._device)
@@ -180,7 +187,7 @@ class EarlyExitRuntime:
         answers: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
         first = layer
-        states, all_logits = state[:, None], logits[:, None]
+        states, all_logits = state.unsqueeze(1), logits.unsqueeze(1)
         if self._needs_path:
             first = 1
             states, all_logits = (torch.stack(path, dim=1) for path in zip(*answers, strict=True))

@@ -16,7 +16,6 @@ weights, float32 `[B, T]`, are those of the mean over tokens, where there is one
 """
 
 import inspect
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, path_of_the_layers
+from cee_gym.documents import write_document
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.onnx.model import OUTPUTS, VERSION, OnnxModel, digest
@@ -324,7 +324,7 @@ def _describe(
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
         "files": {path.name: digest(path) for path in sorted(directory.glob("*.onnx"))},
     }
-    (directory / "export.json").write_text(json.dumps(description, indent=1) + "\n")
+    write_document(directory / "export.json", description)
 
 
 def _check(model: MultiExitModel, exported: OnnxModel, inputs: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,6 @@
 """An exported model, as `EarlyExitRuntime` takes it: its layers and exits run in ONNX Runtime."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from cee_gym.backbones.layers import LayerCall
+from cee_gym.documents import read_document
 from cee_gym.errors import CeeGymError, first_line
 
 VERSION = 1
@@ -48,13 +48,13 @@ class OnnxModel:
                 'exported models need onnxruntime: pip install "cee-gym[export]"'
             ) from None
         self.directory = Path(directory)
+        description = read_document(
+            self.directory / "export.json",
+            "exported model",
+            remedy="export it again",
+            versions=[VERSION],
+        )
         try:
-            description = json.loads((self.directory / "export.json").read_text())
-            if description["version"] != VERSION:
-                raise CeeGymError(
-                    f"the export at {directory} is of version {description['version']}, not "
-                    f"{VERSION}: export the model again"
-                )
             self.fingerprint: str = description["model"]
             self.labels: list[str] = description["labels"]
             self.num_layers: int = description["num_layers"]
@@ -63,11 +63,10 @@ class OnnxModel:
             self.exit_layers: list[int] = description["exit_layers"]
             self._inputs: list[str] = description["inputs"]
             files = dict(description["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, CeeGymError):
-                raise
+        except (KeyError, TypeError, ValueError) as error:
             raise CeeGymError(
-                f"there is no exported model at {directory} ({first_line(error)})"
+                f"the exported model at {directory} is damaged ({first_line(error)}): export it "
+                "again"
             ) from None
         self.num_labels = len(self.labels)
         for name, expected in files.items():

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from cee_gym.errors import CeeGymError
+from cee_gym.exits.reader import EarlyExitModel
+from cee_gym.inference.pretrained import POLICY
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.onnx.model import OnnxModel
 from cee_gym.policies.base import ExitPolicy
@@ -12,26 +14,31 @@ class OnnxRuntime(EarlyExitRuntime):
     """An exported model and an exit policy; see `EarlyExitRuntime`.
 
     Args:
-        directory: what `export` wrote.
-        policy: decides where to leave.
+        directory: what `cee-gym export` or `export` wrote.
+        policy: decides where to leave; by default the one that `cee-gym export` wrote there, at its
+            own speed. `cee_gym.inference.pretrained.load_policy` gives it at another.
         threads: to compute with; None for as many as torch uses.
 
     Raises:
         CeeGymError: as `OnnxModel` and `EarlyExitRuntime`; or if the policy leaves, or looks, where
-            the model was exported without an exit.
+            the model was exported without an exit, or there is no policy.
     """
 
     def __init__(
         self,
         directory: str | Path,
-        policy: ExitPolicy,
+        policy: ExitPolicy | None = None,
         *,
         threads: int | None = None,
     ) -> None:
         model = OnnxModel(directory, threads=threads)
-        super().__init__(model, policy)
+        super().__init__(model, policy or ExitPolicy.load(model.directory / POLICY))
+
+    def _take(self, model: EarlyExitModel, policy: ExitPolicy) -> None:
+        super()._take(model, policy)
+        assert isinstance(model, OnnxModel)
         if missing := sorted(self._read.difference(model.exit_layers)):
             raise CeeGymError(
                 f"this {policy.name} policy needs exits at layers {missing}, but the model at "
-                f"{directory} was exported with {model.exit_layers}: export it with those"
+                f"{model.directory} was exported with {model.exit_layers}: export it with those"
             )

@@ -5,6 +5,7 @@ the score was learned for every price of a layer, at a price. It is what trainin
 saved, chosen for a speed, evaluated and deployed, and needs nothing of the agent that learned it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -405,13 +406,16 @@ class ExitPolicy:
                 PARTS.get(part)
                 layout[part.rpartition(":")[2]] = slice(*map(int, place))
             low, high = map(float, found["alpha_range"])
+            threshold = float(found["threshold"])
+            if not all(map(math.isfinite, (low, high, threshold))):
+                raise ValueError("alpha_range and threshold must be finite")
             score = SCORES.get(found["score"]).restore(
                 found["settings"], _tensors(directory / "policy.safetensors"), layout, (low, high)
             )
             return cls(
                 score,
                 layout,
-                float(found["threshold"]),
+                threshold,
                 (low, high),
                 None if found["alpha"] is None else float(found["alpha"]),
                 found["model"],

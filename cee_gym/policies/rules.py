@@ -31,7 +31,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cee_gym.observation import Layout, Sizes, layout_of
-from cee_gym.policies.base import ExitPolicy, Floats, Score, register_policy
+from cee_gym.policies.base import ExitPolicy, Floats, LayerScores, Score, register_policy
 from cee_gym.settings import MOST_SEED, Range, check_settings, number, settings_of
 
 if TYPE_CHECKING:
@@ -109,6 +109,12 @@ class Confidence(Rule):
         """The confidence."""
         return observations[..., layout["confidence"].start]
 
+    def decider(
+        self, layout: Layout, threshold: float, device: "torch.device"
+    ) -> "tuple[tuple[str, ...], LayerScores, float]":
+        """The same without leaving the device."""
+        return self.reads, lambda confidence, layer: confidence, threshold
+
 
 @register_policy("entropy")
 @dataclass(kw_only=True)
@@ -131,6 +137,12 @@ class Entropy(Rule):
     def scores(self, observations: Floats, layout: Layout) -> Floats:
         """One minus the entropy divided by log C."""
         return 1 - observations[..., layout["entropy"].start]
+
+    def decider(
+        self, layout: Layout, threshold: float, device: "torch.device"
+    ) -> "tuple[tuple[str, ...], LayerScores, float]":
+        """The same without leaving the device."""
+        return self.reads, lambda entropy, layer: 1 - entropy, threshold
 
 
 @register_policy("patience")

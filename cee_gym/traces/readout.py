@@ -58,6 +58,13 @@ def log_softmax(logits: Array, xp: Any = np) -> Array:
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
+def softmax(logits: Array, xp: Any = np) -> Array:
+    """The class probabilities, `[..., C]`; see `log_softmax`."""
+    if hasattr(xp, "softmax"):
+        return xp.softmax(logits, -1)
+    return xp.exp(log_softmax(logits, xp))
+
+
 def read_out(logits: Array, labels: Array | None = None, xp: Any = np) -> Readout:
     """Reads the logits of some exits.
 

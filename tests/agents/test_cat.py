@@ -151,7 +151,7 @@ def test_it_draws_curves(tmp_path) -> None:
 def test_it_needs_the_tables_the_layer_and_sound_settings(tmp_path) -> None:
     trace = write_trace(tmp_path / "t")
     env = EarlyExitEnv(trace=trace)
-    with pytest.raises(CeeGymError, match="use a recorded environment"):
+    with pytest.raises(CeeGymError, match="recorded environment"):
         CAT().learn(StepsOnly(env), 100)
     with pytest.raises(CeeGymError, match="cat has a network per layer: observe 'layer'"):
         CAT().learn(EarlyExitEnv(trace=trace, observe=("hidden",)), 100)

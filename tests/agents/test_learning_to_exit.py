@@ -123,7 +123,7 @@ def test_it_is_read_back_as_it_was(tmp_path) -> None:
 
 def test_it_needs_the_tables_the_hidden_state_and_sound_settings(tmp_path) -> None:
     trace = write_trace(tmp_path / "t")
-    with pytest.raises(CeeGymError, match="use a recorded environment"):
+    with pytest.raises(CeeGymError, match="recorded environment"):
         LearningToExit().learn(StepsOnly(EarlyExitEnv(trace=trace)))
     with pytest.raises(CeeGymError, match="reads hidden: observe it"):
         LearningToExit().learn(EarlyExitEnv(trace=trace, observe=("layer", "probs")))

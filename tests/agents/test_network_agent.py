@@ -19,6 +19,7 @@ from tests.small_problems import StepsOnly, earned, known_problem, started
         {"batch_size": 2.5},
         {"batch_size": float("nan")},
         {"hidden_width": -1},
+        {"hidden_width": 10**12},
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
         {"learning_rate": float("inf")},
@@ -33,6 +34,11 @@ from tests.small_problems import StepsOnly, earned, known_problem, started
 def test_hyper_parameters_out_of_range_are_refused(settings) -> None:
     with pytest.raises(CeeGymError, match=f"{next(iter(settings))} must be"):
         Reinforce(**settings)
+
+
+@pytest.mark.parametrize("kind", [Reinforce, PPO, CAT])
+def test_a_batch_may_be_larger_than_what_there_is(tmp_path, kind) -> None:
+    kind(batch_size=10**400).learn(EarlyExitEnv(trace=write_trace(tmp_path / "t")), 200)
 
 
 @pytest.mark.parametrize("kind", [Reinforce, ExpectedReturn, Constrained, LongstaffSchwartz, CAT])

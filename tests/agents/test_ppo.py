@@ -366,6 +366,7 @@ def test_a_policy_that_diverges_is_no_result(tmp_path) -> None:
     [
         {"learning_rate": -1.0},
         {"num_envs": 0},
+        {"num_envs": 10**13},
         {"num_steps": 0},
         {"epochs": 0},
         {"batch_size": 0},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from cee_gym.agents import Reinforce
 from cee_gym.agents.reinforce import sample_exits, surrogate_loss
@@ -46,9 +47,10 @@ def test_mean_of_many_reinforce_gradients_is_the_exact_one(
         assert ((estimates.mean(dim=1) - exact).abs() > 5 * error).any()
 
 
-def test_one_rollout_is_refused() -> None:
-    with pytest.raises(CeeGymError, match="at least 2"):
-        Reinforce(rollouts=1)
+@pytest.mark.parametrize("rollouts", [1, 10**13])
+def test_one_rollout_is_refused_and_so_are_too_many(rollouts) -> None:
+    with pytest.raises(CeeGymError, match="rollouts must be 2 to 10000"):
+        Reinforce(rollouts=rollouts)
 
 
 def test_unknown_baseline_is_refused() -> None:
@@ -98,3 +100,19 @@ def test_it_learns_where_there_are_no_tables(tmp_path) -> None:
     before = earned(agent.policy, env.problem)
     agent.learn(StepsOnly(env), 6_000)
     assert earned(agent.policy, env.problem) > before + 0.2
+
+
+@pytest.mark.parametrize("how", ["scalar", "vector"])
+def test_the_same_seed_plays_the_same_episodes(tmp_path, how) -> None:
+    def learned(seed: int) -> np.ndarray:
+        if how == "scalar":
+            env = StepsOnly(EarlyExitEnv(trace=trace))
+        else:
+            twins = [lambda: StepsOnly(EarlyExitEnv(trace=trace))] * 4
+            env = SyncVectorEnv(twins, autoreset_mode=AutoresetMode.DISABLED)
+        agent = Reinforce(seed=seed, batch_size=8).learn(env, 500)
+        return agent.policy.scores_on(EarlyExitEnv(trace=trace).problem)
+
+    trace = write_trace(tmp_path / "t")
+    np.testing.assert_array_equal(learned(0), learned(0))
+    assert not np.array_equal(learned(0), learned(1))

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from cee_gym.backbones.encoding import EncodedText, Rows, encode, load_tokenizer
+from cee_gym.backbones.encoding import EncodedText, Rows, check_tokenizer, encode, load_tokenizer
 from cee_gym.errors import BackboneError
 
 CPU = torch.device("cpu")
@@ -96,6 +97,19 @@ def test_encoding_on_the_fly_gives_the_same_tensors(
         second = picked["pair"] if "pair" in data.column_names else None
         one = encode(tiny_tokenizer, picked["text"], second, max_tokens=9)
         assert_equal(one, EncodedText(data, tiny_tokenizer, 9).batch(rows, CPU))
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(
+    pairs: Dataset, tiny_data: Dataset, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    left = copy.deepcopy(tiny_tokenizer)
+    left.padding_side = "left"
+    for data in (tiny_data, pairs):
+        expected = dict(tokenized(tiny_tokenizer, data))
+        second = data["pair"] if "pair" in data.column_names else None
+        assert_equal(encode(left, data["text"], second, max_tokens=40), expected)
+        text = EncodedText(data, left, max_tokens=40)
+        assert_equal(text.batch(np.arange(len(data)), CPU), expected)
 
 
 # Batches
@@ -194,6 +208,47 @@ def test_weights_without_a_vocabulary_have_no_tokenizer(tmp_path: Path) -> None:
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=f"no tokenizer at {tmp_path}: there is no vocabulary"):
         load_tokenizer(str(tmp_path))
+
+
+SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def test_a_tokenizer_that_fits_is_let_pass(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    for pair in (False, True):
+        check_tokenizer(tiny_tokenizer, BertModel(BertConfig(vocab_size=23, **SIZE)), pair=pair)
+
+
+def test_token_ids_beyond_the_vocabulary_of_the_model(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    backbone = BertModel(BertConfig(vocab_size=22, **SIZE))
+    with pytest.raises(BackboneError, match=r"ids up to 22, and BertModel knows only those below"):
+        check_tokenizer(tiny_tokenizer, backbone, pair=False)
+
+
+def test_token_types_beyond_those_of_the_model(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    backbone = BertModel(BertConfig(vocab_size=23, type_vocab_size=1, **SIZE))
+    check_tokenizer(tiny_tokenizer, backbone, pair=False)
+    with pytest.raises(BackboneError, match="token_type_ids up to 1, and BertModel knows only"):
+        check_tokenizer(tiny_tokenizer, backbone, pair=True)
+
+
+def test_inputs_that_the_model_does_not_take(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = BertModel(BertConfig(vocab_size=23, **SIZE))
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        pass
+
+    monkeypatch.setattr(backbone, "forward", forward)
+    with pytest.raises(BackboneError, match="gives token_type_ids, which BertModel does not take"):
+        check_tokenizer(tiny_tokenizer, backbone, pair=False)
 
 
 def test_a_broken_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:

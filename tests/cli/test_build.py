@@ -116,4 +116,4 @@ def test_a_backbone_for_other_labels_is_refused(tmp_path, data, capsys) -> None:
     message = refused(
         capsys, "build", "EarlyExit-BERT-MNLI", "--backbone", str(backbone), "--data", str(three)
     )
-    assert "has exits for the classes negative, positive" in message
+    assert "has exits for the classes negative, positive, in this order, and task mnli" in message

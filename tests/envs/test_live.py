@@ -1,10 +1,13 @@
+import copy
+import pickle
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,6 +25,9 @@ from cee_gym.backbones.layers import path_of_the_layers
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
+from cee_gym.inference.runtime import EarlyExitRuntime
+from cee_gym.policies.base import ExitPolicy, Score
+from cee_gym.problem import Problem
 from cee_gym.reward import Reward
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.texts import collect
@@ -138,6 +144,150 @@ def test_vector_reward_is_the_same_live_as_recorded(
         assert one[0] < 0
 
 
+def recorded_undecided(
+    tokenizer: BertTokenizer, data: Dataset, path: Path
+) -> tuple[MultiExitModel, Trace]:
+    """A model of 8 layers whose exits like all classes alike, and often differ; and its trace."""
+    model = make_model(BertConfig(**{**SIZE, "num_hidden_layers": 8}))
+    liked = record(model, tokenizer, data, path.with_name("liked"), "float32").logits.mean(axis=0)
+    with torch.no_grad():
+        for head, bias in zip(model.heads, torch.from_numpy(liked), strict=True):
+            head.bias -= bias
+    return model, record(model, tokenizer, data, path, "float32")
+
+
+OWN = ("hidden", "mine:margin", "layer", "mine:in_a_row", "alpha")
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        ("mine:probability", None),
+        ("mine:margin", None),
+        ("mine:probability", "mine:mean_correct", "mine:squares"),
+    ],
+)
+def test_what_is_the_users_own_is_the_same_live_recorded_and_in_batches(
+    own_module: str, tmp_path: Path, tokenizer: BertTokenizer, data: Dataset, reward: tuple[str]
+) -> None:
+    model, trace = recorded_undecided(tokenizer, data, tmp_path / "trace")
+    arguments: dict[str, Any] = {
+        "reward": Reward(*reward),
+        "observe": OWN,
+        "alpha": (0.01, 0.1),
+    }
+    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, **arguments)
+    recorded = gym.make("EarlyExit", trace=str(trace.path), **arguments)
+    vector = gym.make_vec("EarlyExit", num_envs=1, trace=str(trace.path), **arguments)
+    assert live.observation_space == recorded.observation_space
+    assert vector.single_observation_space == recorded.observation_space
+    rng = np.random.default_rng(0)
+    paid, in_a_row = set(), set()
+    for episode in range(30):
+        seed = 0 if episode == 0 else None
+        one, other = live.reset(seed=seed), recorded.reset(seed=seed)
+        many = vector.reset(options={name: np.array([value]) for name, value in one[1].items()})
+        ended = False
+        while not ended:
+            np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+            np.testing.assert_array_equal(many[0][0], other[0])
+            action = rng.choice([CONTINUE, EXIT], p=[0.7, 0.3])
+            one, other = live.step(action), recorded.step(action)
+            many = vector.step(np.array([action]))
+            ended = one[2]
+            assert one[1] == pytest.approx(other[1], abs=1e-4)
+            assert many[1][0] == other[1]
+            in_a_row.add(round(float(one[0][live.layout["in_a_row"].start])))
+        paid.add(round(one[4]["reward_components"]["quality"], 3))
+    assert len(paid) > 10
+    assert in_a_row >= {1, 2, 3}
+
+
+def test_a_quality_that_looks_deeper_is_refused_live(
+    own_module: str, tmp_path: Path, tokenizer: BertTokenizer, data: Dataset
+) -> None:
+    model = make_model()
+    reward = Reward("mine:agreement", hardness=None)
+    with pytest.raises(CeeGymError, match="'mine:agreement' looks at deeper exits") as caught:
+        LiveEarlyExitEnv(model, tokenizer, data, reward=reward)
+    assert "\n" not in str(caught.value)
+    trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
+    problem = EarlyExitEnv(trace=trace, reward=reward).problem
+    np.testing.assert_array_equal(problem.quality, trace.prediction == trace.prediction[:, -1:])
+
+
+class _InARow(Score):
+    """Leaves where exits in a row agree, and tells how confident the first exit was."""
+
+    name = "in-a-row-in-tests"
+    reads = ("in_a_row",)
+
+    def scores(self, observations: Any, layout: Any) -> Any:
+        return observations[..., layout["in_a_row"].start] / 100
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def restore(cls, *_: Any) -> "_InARow":
+        return cls()
+
+
+@pytest.mark.parametrize("batch_size", [1, 12])
+def test_a_part_that_reads_the_path_is_the_same_in_the_runtime(
+    own_module: str, tmp_path: Path, tokenizer: BertTokenizer, data: Dataset, batch_size: int
+) -> None:
+    model, trace = recorded_undecided(tokenizer, data, tmp_path / "trace")
+    problem = Problem(trace, observe=("hidden", "layer", "mine:in_a_row"))
+    policy = ExitPolicy(_InARow(), problem.layout, threshold=0.015)
+    expected = policy.exit_layers(policy.scores_on(problem))
+    assert len(set(expected)) >= 3  # rows leave, and others go on with what they have seen
+    runtime = EarlyExitRuntime(model, policy)
+    text = EncodedText(data, tokenizer, 32)
+    found = [
+        runtime(text.batch(np.arange(start, start + batch_size), torch.device("cpu")))
+        for start in range(0, 12, batch_size)
+    ]
+    np.testing.assert_array_equal(np.concatenate([exits.exit_layer for exits in found]), expected)
+    answers = trace.prediction[np.arange(12), expected - 1]
+    np.testing.assert_array_equal(np.concatenate([exits.prediction for exits in found]), answers)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+@pytest.mark.parametrize("with_trace", [True, False])
+def test_a_copy_goes_on_as_the_original_would(
+    tmp_path: Path,
+    tokenizer: BertTokenizer,
+    data: Dataset,
+    with_trace: bool,
+    through: Callable[[Any], Any],
+) -> None:
+    model = make_model()
+    trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
+    given: dict[str, Any] = {"trace": trace} if with_trace else {"reward": "correctness"}
+    env = LiveEarlyExitEnv(model, tokenizer, data, alpha=(0.0, 0.1), observe=ALL, **given)
+    through(env).reset()  # before the first episode too
+    env.reset(seed=3)
+    env.step(CONTINUE)  # into the middle of an episode
+    twin = through(env)
+
+    def play(one: LiveEarlyExitEnv) -> list[Any]:
+        said: list[Any] = []
+        for action in (CONTINUE, EXIT, CONTINUE, EXIT, EXIT, EXIT):
+            observation, reward, ended, _, _ = one.step(action)
+            said += [observation.tolist(), reward]
+            if ended:
+                observation, info = one.reset()
+                said += [observation.tolist(), info]
+        return said
+
+    expected = play(env)
+    if through is copy.deepcopy:
+        assert twin.model is env.model
+        assert twin.data is env.data
+    np.testing.assert_equal(play(twin), expected)
+
+
 @contextmanager
 def counted_calls(model: MultiExitModel) -> Iterator[Counter[int]]:
     """How often each module in the backbone's list of layers runs."""
@@ -248,6 +398,26 @@ def test_rows_are_found_in_the_trace_by_their_id(
         one, other = live.step(EXIT), recorded.step(EXIT)
         assert one[1] == pytest.approx(other[1], abs=1e-4)
         assert one[4]["memorized_layer"] == other[4]["memorized_layer"]
+
+
+def test_a_price_out_of_range_is_refused_before_any_work() -> None:
+    with pytest.raises(CeeGymError, match="alpha must be from 0"):
+        LiveEarlyExitEnv(None, None, None, alpha=1e308)  # type: ignore[arg-type]
+
+
+def test_weights_of_instances_are_those_of_a_trace(
+    tmp_path: Path, tokenizer: BertTokenizer, data: Dataset
+) -> None:
+    model, weight = make_model(), np.linspace(0, 1, 12)
+    with pytest.raises(CeeGymError, match="hardness of each instance is read from a trace"):
+        LiveEarlyExitEnv(model, tokenizer, data, reward=Reward(hardness=weight))
+    trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
+    some, reward = data.select([7, 2]), Reward(hardness=weight)
+    live = LiveEarlyExitEnv(model, tokenizer, some, trace=trace, reward=reward)
+    for row, instance in enumerate([7, 2]):
+        live.reset(options={"instance": row})
+        info = live.step(EXIT)[4]
+        assert info["reward_components"]["price"] == pytest.approx(weight[instance])
 
 
 def test_trace_of_another_model(tmp_path: Path, tokenizer: BertTokenizer, data: Dataset) -> None:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 import cee_gym  # noqa: F401 (registers the ids)
 from cee_gym.envs import BENCHMARKS, EarlyExitVectorEnv, register_benchmark, register_envs
 from cee_gym.errors import CeeGymError
+from cee_gym.reward import Reward
 from cee_gym.traces.recordings import MissingRecordingError
 from tests.made_traces import write_recording
 
@@ -66,7 +68,13 @@ def test_misspelt_id_is_answered_with_the_right_one() -> None:
 
 
 def test_spec_can_be_written_down_and_made_again(recording: Path) -> None:
-    env = gym.make("EarlyExit-BERT-MRPC", split="dev", alpha=(0.0, 0.1), observe=("layer", "alpha"))
+    env = gym.make(
+        "EarlyExit-BERT-MRPC",
+        split="dev",
+        alpha=(0.0, 0.1),
+        observe=("layer", "alpha"),
+        reward=Reward("correctness", "last_layer_loss", [1, 2, 3, 5]),
+    )
     text = env.spec.to_json()
     assert json.loads(text)["id"] == "EarlyExit-BERT-MRPC"
     again = gym.make(gym.envs.registration.EnvSpec.from_json(text))
@@ -103,6 +111,27 @@ def test_spawned_workers_of_gymnasium(recording: Path) -> None:
         envs.close()
     expected, _ = gym.make_vec("EarlyExit-BERT-MRPC", num_envs=2).reset(seed=0)
     np.testing.assert_array_equal(observations, expected)
+
+
+def test_spawned_workers_find_what_is_the_users_own(own_module: str, recording: Path) -> None:
+    arguments: dict[str, Any] = {
+        "reward": Reward("mine:probability", "mine:mean_correct"),
+        "observe": ("mine:margin", "layer"),
+    }
+    envs = gym.make_vec(
+        "cee_gym:EarlyExit-BERT-MRPC",
+        num_envs=2,
+        vectorization_mode="async",
+        vector_kwargs={"context": "spawn", "autoreset_mode": "SameStep"},
+        **arguments,
+    )
+    ours = gym.make_vec("EarlyExit-BERT-MRPC", num_envs=2, **arguments)
+    try:
+        np.testing.assert_array_equal(envs.reset(seed=0)[0], ours.reset(seed=0)[0])
+        leave = np.array([1, 1])
+        np.testing.assert_array_equal(envs.step(leave)[1], ours.step(leave)[1])
+    finally:
+        envs.close()
 
 
 def test_spawned_workers_of_stable_baselines3(recording: Path) -> None:

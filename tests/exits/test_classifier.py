@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from cee_gym import MultiExitModel
+from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import BackboneError
 from cee_gym.exits import MultiExitConfig, MultiExitOutput, load_model
 
@@ -254,6 +256,49 @@ def test_labels_keep_their_order(count: int, tmp_path: Path, tiny_model: MultiEx
     assert model.heads[0].out_features == model.num_labels == len(labels)
     model.save_pretrained(tmp_path)
     assert MultiExitModel.from_pretrained(tmp_path).labels == model.labels
+
+
+def test_labels_go_by_number_in_a_configuration_that_was_sorted_as_text(
+    tmp_path: Path, tiny_model: MultiExitModel
+) -> None:
+    labels = {number: f"label {number}" for number in range(12)}
+    config = copy.deepcopy(tiny_model.config)
+    config.id2label = labels
+    config.label2id = {label: number for number, label in labels.items()}
+    MultiExitModel(config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))  # 0, 1, 10, 11, 2
+    assert load_model(tmp_path).labels == list(labels.values())
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (0, 2), (-1, 0)])
+def test_classes_that_are_not_numbered_from_0_are_refused(
+    numbers: tuple[int, int], tiny_model: MultiExitModel
+) -> None:
+    config = copy.deepcopy(tiny_model.config)
+    config.id2label = dict(zip(numbers, ("a", "b"), strict=True))
+    with pytest.raises(BackboneError, match="number them from 0 to 1"):
+        MultiExitModel(config)
+
+
+def test_what_it_is_for_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    for pair in (False, True):
+        model = MultiExitModel.from_backbone(str(checkpoint), LABELS, task="rte", pair=pair)
+        model.save_pretrained(tmp_path / "saved")
+        loaded = load_model(tmp_path / "saved")
+        assert (loaded.config.task, loaded.config.pair) == ("rte", pair)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_that_was_cast_is_saved_and_loaded(
+    dtype: torch.dtype, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = MultiExitModel.from_backbone(str(checkpoint), LABELS).to(dtype)
+    model.save_pretrained(tmp_path / "cast")
+    loaded = load_model(tmp_path / "cast")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert fingerprint(loaded) == fingerprint(model)
+    assert load_model(tmp_path / "cast", torch.float32).dtype == torch.float32
 
 
 def test_attention_is_as_fast_as_the_backbones_own(

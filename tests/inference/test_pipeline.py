@@ -1,5 +1,6 @@
 """The pipeline gives what model and agent give by hand; saved and loaded it gives it again."""
 
+import copy
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ from cee_gym.agents import Confidence, ExpectedReturn
 from cee_gym.backbones.encoding import EncodedText
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.errors import CeeGymError
+from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.inference import EarlyExitPipeline
 from cee_gym.traces.texts import collect
 from tests.conftest import WORDS
@@ -173,6 +174,13 @@ def test_a_model_of_pairs_wants_pairs(pipeline) -> None:
     with pytest.raises(CeeGymError, match="classifies pairs of texts: give a text_pair"):
         pairs("the cat sat")
     assert pairs({"text": "the cat sat", "text_pair": "a cat sat"})[0]["exit_layer"] >= 1
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_first_text(pipeline) -> None:
+    larger = copy.deepcopy(pipeline.tokenizer)
+    larger.add_tokens(["fish"])
+    with pytest.raises(BackboneError, match=r"token ids up to \d+, and BertModel knows only"):
+        EarlyExitPipeline(pipeline.model, larger, pipeline.agent)
 
 
 def test_threads_may_share_a_pipeline(pipeline) -> None:

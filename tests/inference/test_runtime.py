@@ -1,8 +1,10 @@
 """The runtime leaves every text where, and with what, the whole forward pass says it is to."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,18 +19,22 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RoFormerConfig
 
-from cee_gym.agents import AGENTS, Confidence, FixedLayer, Patience, Reinforce
-from cee_gym.agents.base import Agent, make_agent
+from cee_gym.agents import make_agent
+from cee_gym.agents.registry import agent_names
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import path_of_the_layers
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.inference import EarlyExitRuntime, Exits
+from cee_gym.observation import Layout
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.rules import Confidence, FixedLayer, Patience, Rule
+from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
 from cee_gym.training.phases import observe_output
 from tests.conftest import tiny_config
-from tests.made_traces import write_trace
+from tests.made_traces import write_arrays, write_trace
 
 ALL = ("confidence", "hidden", "layer", "probs", "entropy", "alpha")
 NUM_LABELS = 3
@@ -68,15 +74,15 @@ def make_env(
         return EarlyExitEnv(trace=trace, observe=observe, alpha=alpha)
 
 
-def learned(name: str, env: EarlyExitEnv, **hyperparameters: Any) -> Agent:
-    agent = make_agent(name, **hyperparameters).learn(env, 200)
-    policy = getattr(agent, "policy", None)
-    if policy is not None:  # so that it leaves here and there
+def learned(name: str, env: EarlyExitEnv, **hyperparameters: Any) -> ExitPolicy:
+    policy = make_agent(name, **hyperparameters).learn(env, 200).policy
+    network = getattr(policy.score, "network", None)
+    if network is not None:  # so that it leaves here and there
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for parameter in policy.parameters():
+            for parameter in network.parameters():
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return agent
+    return policy
 
 
 def padded(model: MultiExitModel, texts: Sequence[Text], more: int = 0) -> dict[str, torch.Tensor]:
@@ -90,14 +96,14 @@ def padded(model: MultiExitModel, texts: Sequence[Text], more: int = 0) -> dict[
 
 @torch.inference_mode()
 def whole(
-    model: MultiExitModel, agent: Agent, texts: Sequence[Text]
+    model: MultiExitModel, policy: ExitPolicy, texts: Sequence[Text]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores `[N, L]` and logits `[N, L, C]` of texts run one by one through all layers."""
     scores, logits = [], []
     for text in texts:
         output = model(**padded(model, [text]))
-        observations = observe_output(output, agent, np.full((1, 1), ALPHA, dtype=np.float32))
-        scores.append(agent.exit_probabilities(observations)[0])
+        alpha = np.full((1, 1), ALPHA, dtype=np.float32)
+        scores.append(policy.scores(observe_output(output, policy.layout, alpha))[0])
         logits.append(output.logits[0].numpy())
     return np.stack(scores), np.stack(logits)
 
@@ -127,15 +133,15 @@ def assert_as_said(
 
 @few
 @given(texts=texts_of_a_batch, data=st.data())
-@pytest.mark.parametrize("agent_name", ["reinforce", "patience"])
+@pytest.mark.parametrize("name", ["reinforce", "patience"])
 def test_a_text_leaves_where_it_would_alone_whatever_the_batch(
-    family: str, agent_name: str, texts: list[Text], data: st.DataObject
+    family: str, name: str, texts: list[Text], data: st.DataObject
 ) -> None:
     model = make_model(family)
-    agent = learned(agent_name, make_env(model.num_layers))
-    scores, logits = whole(model, agent, texts)
+    policy = learned(name, make_env(model.num_layers))
+    scores, logits = whole(model, policy, texts)
     threshold = clear_threshold(scores)
-    runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
     order = data.draw(st.permutations(range(len(texts))))
     more = data.draw(st.integers(0, 5))
     exits = runtime(padded(model, [texts[row] for row in order], more))
@@ -159,18 +165,18 @@ def test_every_family_attention_and_kind_of_exit(
     family: str, attention: str, exits: dict[str, str]
 ) -> None:
     model = make_model(family, attention, **exits)
-    agent = learned("expected-return", make_env(model.num_layers))
+    policy = learned("expected-return", make_env(model.num_layers))
     texts = many_texts()
-    scores, logits = whole(model, agent, texts)
+    scores, logits = whole(model, policy, texts)
     threshold = clear_threshold(scores)
-    runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
     found = runtime(padded(model, texts))
     assert_as_said(found, scores, logits, threshold, range(len(texts)))
     assert len(set(found.exit_layer)) > 1  # or the test would say little
 
 
 AGENTS_TO_RUN: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in AGENTS if name not in ("random", "patience")),
+    *((name, {}) for name in agent_names() if name not in ("random", "patience")),
     ("patience", {"patience": 1}),
     ("patience", {"patience": 2}),
     ("fixed-layer", {"layer": 2}),
@@ -183,28 +189,65 @@ AGENTS_TO_RUN: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "hyperparameters"), AGENTS_TO_RUN, ids=str)
 def test_every_agent(name: str, hyperparameters: dict[str, Any]) -> None:
     model = make_model("electra")
-    agent = learned(name, make_env(model.num_layers), **hyperparameters)
+    policy = learned(name, make_env(model.num_layers), **hyperparameters)
     texts = many_texts()
-    scores, logits = whole(model, agent, texts)
+    scores, logits = whole(model, policy, texts)
     thresholds = {clear_threshold(scores)}
-    if np.abs(scores - 0.5).min() > 1e-4:
-        thresholds.add(0.5)
+    if np.abs(scores - policy.threshold).min() > 1e-4:
+        thresholds.add(policy.threshold)
     for threshold in thresholds:
-        runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+        runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
         order = np.random.default_rng(0).permutation(len(texts))
         exits = runtime(padded(model, [texts[row] for row in order]))
         assert_as_said(exits, scores, logits, threshold, order)
 
 
-def test_an_agent_held_at_one_alpha() -> None:
+class Steadiest(Rule):
+    """The highest confidence so far, the less of it the fewer exits in a row agreed."""
+
+    name = "steadiest"
+    reads = ("in_a_row", "confidence")
+    has_memory = True
+
+    def scores(self, observations: np.ndarray, layout: Layout) -> np.ndarray:
+        run, confidence = (observations[..., layout[part].start] for part in self.reads)
+        return np.maximum.accumulate(confidence * run / (run + 1), axis=1)
+
+
+@pytest.mark.parametrize("kind", ["a network", "a rule with a memory"])
+def test_what_is_read_off_earlier_exits_is_as_recorded_while_texts_leave(
+    own_module: str, tmp_path: Path, kind: str
+) -> None:
+    model, texts = make_model("electra"), many_texts(size=60)
+    with torch.inference_mode():
+        outputs = [model(**padded(model, [text])) for text in texts]
+    states, logits = (
+        torch.cat([output[part] for output in outputs]).numpy() for part in ("states", "logits")
+    )
+    labels = np.zeros(len(texts), dtype=np.int64)
+    trace = write_arrays(tmp_path / "trace", states, logits, labels)
+    observe = ("layer", "confidence", f"{own_module}:in_a_row")
+    if kind == "a network":
+        policy = learned("reinforce", EarlyExitEnv(trace=trace, observe=observe))
+    else:
+        policy = ExitPolicy(Steadiest(), Problem(trace, observe=observe).layout)
+    scores = policy.scores_on(Problem(trace, observe=observe))
+    threshold = clear_threshold(scores)
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
+    exits = runtime(padded(model, texts))
+    assert_as_said(exits, scores, logits, threshold, range(len(texts)))
+    assert len(set(exits.exit_layer)) > 2  # it has gone on without those that left
+
+
+def test_a_policy_held_at_one_alpha() -> None:
     model = make_model("bert")
-    family_of_policies = learned("reinforce", make_env(model.num_layers, alpha=(0.0, 1.0)))
+    every_price = learned("reinforce", make_env(model.num_layers, alpha=(0.0, 1.0)))
     texts, found = many_texts(), []
     for alpha in (0.0, 1.0):
-        agent = family_of_policies.at(alpha=alpha)
-        scores, logits = whole(model, agent, texts)
+        policy = every_price.at(alpha=alpha)
+        scores, logits = whole(model, policy, texts)
         threshold = clear_threshold(scores)
-        exits = EarlyExitRuntime(model, agent, threshold=threshold)(padded(model, texts))
+        exits = EarlyExitRuntime(model, policy.at(threshold=threshold))(padded(model, texts))
         assert_as_said(exits, scores, logits, threshold, range(len(texts)))
         found.append(scores)
     assert np.abs(found[0] - found[1]).max() > 0.05  # alpha is seen
@@ -212,8 +255,8 @@ def test_an_agent_held_at_one_alpha() -> None:
 
 def test_a_model_in_half_precision_gives_float32() -> None:
     model = copy.deepcopy(make_model("bert")).to(torch.bfloat16)
-    agent = learned("reinforce", make_env(model.num_layers))
-    exits = EarlyExitRuntime(model, agent)(padded(model, many_texts()))
+    policy = learned("reinforce", make_env(model.num_layers))
+    exits = EarlyExitRuntime(model, policy)(padded(model, many_texts()))
     assert exits.logits.dtype == np.float32
     assert np.isfinite(exits.logits).all()
 
@@ -221,11 +264,11 @@ def test_a_model_in_half_precision_gives_float32() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_gives_what_the_cpu_gives(family: str) -> None:
     model = make_model(family)
-    agent = learned("reinforce", make_env(model.num_layers))
+    policy = learned("reinforce", make_env(model.num_layers))
     texts = many_texts()
-    scores, logits = whole(model, agent, texts)
+    scores, logits = whole(model, policy, texts)
     threshold = clear_threshold(scores)
-    runtime = EarlyExitRuntime(copy.deepcopy(model).cuda(), agent, threshold=threshold)
+    runtime = EarlyExitRuntime(copy.deepcopy(model).cuda(), policy.at(threshold=threshold))
     exits = runtime(padded(model, texts))
     assert_as_said(exits, scores, logits, threshold, range(len(texts)))
 
@@ -258,11 +301,11 @@ def runs_of(model: MultiExitModel) -> Iterator[tuple[list[tuple[int, int]], list
 
 def test_rows_that_left_and_their_columns_are_not_run(family: str) -> None:
     model = make_model(family)
-    agent = learned("reinforce", make_env(model.num_layers))
+    policy = learned("reinforce", make_env(model.num_layers))
     texts = many_texts()
     lengths = np.array([len(text) for text in texts])
-    threshold = clear_threshold(whole(model, agent, texts)[0])
-    runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+    threshold = clear_threshold(whole(model, policy, texts)[0])
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
     with runs_of(model) as (of_layers, of_heads):
         exit_layer = runtime(padded(model, texts, more=7)).exit_layer
     running = [exit_layer >= layer for layer in range(1, exit_layer.max() + 1)]
@@ -272,7 +315,7 @@ def test_rows_that_left_and_their_columns_are_not_run(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "heads"),
+    ("rule", "heads"),
     [
         (FixedLayer(layer=3), [3]),
         (FixedLayer(layer=9), [5]),
@@ -282,10 +325,10 @@ def test_rows_that_left_and_their_columns_are_not_run(family: str) -> None:
     ],
 )
 def test_heads_run_where_the_policy_can_leave_and_at_the_last_layer(
-    agent: Any, heads: list[int]
+    rule: Rule, heads: list[int]
 ) -> None:
     model = make_model("electra")
-    runtime = EarlyExitRuntime(model, agent.learn(make_env(model.num_layers)))
+    runtime = EarlyExitRuntime(model, rule.policy(make_env(model.num_layers)))
     with runs_of(model) as (of_layers, of_heads):
         exits = runtime(padded(model, many_texts()))
     assert [number for number, _ in of_heads][: len(heads)] == heads[: len(of_heads)]
@@ -310,26 +353,26 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name_of_agent", ["reinforce", "confidence", "patience", "fixed-layer"])
-def test_the_host_waits_once_for_each_decision(name_of_agent: str, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["reinforce", "confidence", "patience", "fixed-layer"])
+def test_the_host_waits_once_for_each_decision(name: str, monkeypatch) -> None:
     model = make_model("electra")
-    agent = learned(name_of_agent, make_env(model.num_layers))
+    policy = learned(name, make_env(model.num_layers))
     texts = many_texts()
-    threshold = clear_threshold(whole(model, agent, texts)[0])
-    runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+    threshold = clear_threshold(whole(model, policy, texts)[0])
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
     inputs = padded(model, texts)
     with torch.inference_mode(), Reads() as by_transformers:
         model.begin(inputs)
     waits: list[str] = []
-    for name in ("cpu", "tolist"):
-        monkeypatch.setattr(torch.Tensor, name, noted(waits, name))
+    for method in ("cpu", "tolist"):
+        monkeypatch.setattr(torch.Tensor, method, noted(waits, method))
     with Reads() as reads:
         exits = runtime(inputs)
     assert reads.count == by_transformers.count
-    layers = agent.exit_layers(model.num_layers, threshold)
+    layers = policy.score.exit_layers(model.num_layers, threshold)
     asked = [layer for layer in layers if layer <= exits.exit_layer.max()]
-    # An agent that decides on the host takes the observations there, and says the answer there.
-    on_host = ["cpu", "tolist"] if name_of_agent in ("patience", "fixed-layer") else ["tolist"]
+    # A score that is computed on the host takes the observations there, and says the answer there.
+    on_host = ["cpu", "tolist"] if name in ("patience", "fixed-layer") else ["tolist"]
     # First the mask, which is on the host already, and last the logits.
     assert waits == ["cpu", *on_host * len(asked), "cpu"]
 
@@ -350,11 +393,11 @@ def noted(waits: list[str], name: str) -> Callable[[torch.Tensor], Any]:
 
 def test_threads_share_one_runtime() -> None:
     model = make_model("bert")
-    agent = learned("reinforce", make_env(model.num_layers))
+    policy = learned("reinforce", make_env(model.num_layers))
     batches = [many_texts(seed, size=6 + seed) for seed in range(4)]
-    said = [whole(model, agent, texts) for texts in batches]
+    said = [whole(model, policy, texts) for texts in batches]
     threshold = clear_threshold(np.concatenate([scores for scores, _ in said]))
-    runtime = EarlyExitRuntime(model, agent, threshold=threshold)
+    runtime = EarlyExitRuntime(model, policy.at(threshold=threshold))
     found: list[Exits | None] = [None] * len(batches)
     barrier = Barrier(len(batches), timeout=20)
 
@@ -392,41 +435,81 @@ def test_a_model_in_training_mode_is_put_out_of_it() -> None:
 @pytest.mark.parametrize("mask", [[[0, 1, 1]], [[1, 0, 1]], [[0, 0, 0]], [[1, 1, 1], [0, 1, 1]]])
 def test_padding_elsewhere_than_on_the_right_is_refused(mask: list[list[int]]) -> None:
     model = make_model("bert")
-    runtime = EarlyExitRuntime(model, Confidence().learn(make_env(model.num_layers)))
+    runtime = EarlyExitRuntime(model, Confidence().policy(make_env(model.num_layers)))
     attention_mask = torch.tensor(mask)
     with pytest.raises(CeeGymError, match="padding on the right only"):
         runtime({"input_ids": attention_mask + 5, "attention_mask": attention_mask})
 
 
-def test_an_agent_that_does_not_fit_is_refused() -> None:
+def test_a_policy_that_does_not_fit_is_refused() -> None:
     model = make_model("bert")
     env = make_env(model.num_layers)
-    with pytest.raises(CeeGymError, match="has seen no environment"):
-        EarlyExitRuntime(model, Confidence())
     with pytest.raises(CeeGymError, match="another backbone, depth or choice of parts"):
-        EarlyExitRuntime(model, Reinforce().learn(make_env(model.num_layers + 1), 100))
-    with pytest.raises(CeeGymError, match=r"hold it at one by agent\.at"):
-        EarlyExitRuntime(model, learned("reinforce", make_env(model.num_layers, alpha=(0.0, 1.0))))
-    for threshold in (np.nan, -np.inf, -0.1):
-        with pytest.raises(CeeGymError, match="threshold must be at least 0"):
-            EarlyExitRuntime(model, Confidence().learn(env), threshold=threshold)
-    agent = Reinforce().learn(env, 100)
-    agent.model = "0123456789abcdef"
+        EarlyExitRuntime(model, learned("reinforce", make_env(model.num_layers + 1)))
+    policy = replace(learned("reinforce", env), model="0123456789abcdef")
     with pytest.raises(CeeGymError, match="learned on the states of model 0123456789abcdef"):
-        EarlyExitRuntime(model, agent)
-    agent.model = fingerprint(model)
-    EarlyExitRuntime(model, agent)
+        EarlyExitRuntime(model, policy)
+    EarlyExitRuntime(model, replace(policy, model=fingerprint(model)))
+
+
+def test_a_policy_for_every_price_is_held_at_one() -> None:
+    model = make_model("bert")
+    every_price = learned("reinforce", make_env(model.num_layers, alpha=(0.0, 1.0)))
+    with pytest.raises(CeeGymError, match="choose one by alpha, saved layers or points lost"):
+        EarlyExitRuntime(model, every_price)
+    runtime = EarlyExitRuntime(model, every_price.at(alpha=0.5))
+    with pytest.raises(CeeGymError, match="choose one by alpha, saved layers or points lost"):
+        runtime.at(every_price)
+
+
+def test_another_speed_shares_the_model_and_decides_otherwise() -> None:
+    model = make_model("bert")
+    policy = learned("reinforce", make_env(model.num_layers))
+    texts = many_texts()
+    scores, logits = whole(model, policy, texts)
+    threshold = clear_threshold(scores)
+    never = EarlyExitRuntime(model, policy.at(threshold=1.0))
+    runtime = never.at(policy.at(threshold=threshold))
+    assert runtime.model is model
+    assert_as_said(runtime(padded(model, texts)), scores, logits, threshold, range(len(texts)))
+    assert set(never(padded(model, texts)).exit_layer) == {model.num_layers}
+    with pytest.raises(CeeGymError, match="this is another policy: make a runtime of its own"):
+        runtime.at(replace(policy, model="0123456789abcdef"))
 
 
 def test_a_threshold_that_no_score_passes_runs_all_layers() -> None:
     model = make_model("bert")
-    agent = Confidence(threshold=0.0).learn(make_env(model.num_layers))
+    policy = Confidence().policy(make_env(model.num_layers)).at(threshold=1.0)
     texts = many_texts()
-    _, logits = whole(model, agent, texts)
-    for threshold in (1.0, np.inf):  # what `choose_threshold` says where nothing is good enough
-        exits = EarlyExitRuntime(model, agent, threshold=threshold)(padded(model, texts))
-        assert set(exits.exit_layer) == {model.num_layers}
-        np.testing.assert_allclose(exits.logits, logits[:, -1], rtol=1e-4, atol=1e-4)
+    _, logits = whole(model, policy, texts)
+    exits = EarlyExitRuntime(model, policy)(padded(model, texts))
+    assert set(exits.exit_layer) == {model.num_layers}
+    np.testing.assert_allclose(exits.logits, logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda runtime: pickle.loads(pickle.dumps(runtime))]
+)
+@pytest.mark.parametrize("name", ["reinforce", "confidence", "sb3:ppo"])
+def test_a_copy_gives_the_same_answers(
+    name: str, copied: Callable[[Any], Any], family: str
+) -> None:
+    model = make_model(family)
+    policy = learned(name, make_env(model.num_layers))
+    texts = many_texts()
+    scores, logits = whole(model, policy, texts)
+    threshold = clear_threshold(scores)
+    twin = copied(EarlyExitRuntime(model, policy.at(threshold=threshold)))
+    assert_as_said(twin(padded(model, texts)), scores, logits, threshold, range(len(texts)))
+
+
+def test_a_copy_may_have_been_cast_since_it_was_loaded() -> None:
+    model = copy.deepcopy(make_model("bert"))
+    policy = replace(learned("reinforce", make_env(model.num_layers)), model=fingerprint(model))
+    runtime = EarlyExitRuntime(model, policy)
+    model.to(torch.bfloat16)
+    texts = padded(model, many_texts())
+    np.testing.assert_array_equal(copy.deepcopy(runtime)(texts).logits, runtime(texts).logits)
 
 
 def test_a_score_at_the_threshold_stays() -> None:
@@ -434,10 +517,10 @@ def test_a_score_at_the_threshold_stays() -> None:
     with torch.no_grad():
         for head in model.heads:
             head.weight.mul_(1e4)
-    agent = Confidence(threshold=1.0).learn(make_env(model.num_layers))
-    _, logits = whole(model, agent, many_texts())
+    policy = Confidence(threshold=1.0).policy(make_env(model.num_layers))
+    _, logits = whole(model, policy, many_texts())
     assert (torch.tensor(logits).softmax(dim=2).amax(dim=2) == 1).all()
-    exits = EarlyExitRuntime(model, agent)(padded(model, many_texts()))
+    exits = EarlyExitRuntime(model, policy)(padded(model, many_texts()))
     assert set(exits.exit_layer) == {model.num_layers}
 
 
@@ -445,6 +528,6 @@ def test_a_backbone_from_which_texts_cannot_be_taken_is_refused_before_it_is_use
     size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     config = RoFormerConfig(vocab_size=24, num_hidden_layers=3, **size)
     model = MultiExitModel(MultiExitConfig(config, num_labels=NUM_LABELS))
-    agent = Confidence().learn(make_env(model.num_layers))
+    policy = Confidence().policy(make_env(model.num_layers))
     with pytest.raises(BackboneError, match="from which texts that have left cannot be taken"):
-        EarlyExitRuntime(model, agent)
+        EarlyExitRuntime(model, policy)
