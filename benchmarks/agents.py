@@ -18,12 +18,11 @@ import tyro
 from common import write
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from cee_gym.agents.base import Agent, make_agent
-from cee_gym.agents.presets import preset_for
+from cee_gym import ExitPolicy, Problem
+from cee_gym.agents.registry import make_agent, preset_for
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.evaluation.curve import accuracy_speed_curve, choose_threshold
-from cee_gym.problem import ExitTable
-from cee_gym.returns import first_exit, hindsight_return
+from cee_gym.policies.speeds import Speed, Speeds, measure_speeds
+from cee_gym.returns import hindsight_return
 from cee_gym.traces.recordings import open_split
 
 ALPHA = 0.035
@@ -100,10 +99,7 @@ def main(args: Args) -> None:
 def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
     """All agents on one recording."""
     traces = {split: open_split(recording, split) for split in ("train", "calibration", "dev")}
-    rewards = {
-        split: EarlyExitEnv(trace=trace, alpha=ALPHA).table.rewards(ALPHA)
-        for split, trace in traces.items()
-    }
+    rewards = {split: Problem(trace, alpha=ALPHA).rewards(ALPHA) for split, trace in traces.items()}
     fixed = int(rewards["train"].mean(axis=0).argmax())
     rows: dict[str, list[dict[str, Any]]] = {}
     of_rows: dict[str, list[dict[str, npt.NDArray[np.float64]]]] = {}
@@ -112,7 +108,9 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
             row, returns = one(name, task, recording, seed, rewards)
             rows.setdefault(name, []).append(row)
             of_rows.setdefault(name, []).append(returns)
-            print(task, name, seed, row["at_half"], f"{row['seconds']:.1f} s", flush=True)
+            print(
+                task, name, seed, row["at_its_own_threshold"], f"{row['seconds']:.1f} s", flush=True
+            )
     learning = [name for name in LEARNING if name in rows]
     base = {split: float(rewards[split][:, fixed].mean()) for split in rewards}
     gains = {}
@@ -149,31 +147,30 @@ def one(
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float64]]]:
     """One agent and seed: what is reported, and the return of each row, by split.
 
-    Returns are those of leaving at the first layer where the score is above 1/2.
+    Returns are those of the policy at its own threshold.
     """
     preset = preset_for(name, task)
-    tables: dict[str, ExitTable] = {}
-    for split in rewards:
-        env = EarlyExitEnv(trace=recording, split=split, alpha=ALPHA, observe=preset.observe)
-        tables[split] = env.table
+    problems = {
+        split: Problem(open_split(recording, split), observe=preset.observe, alpha=ALPHA)
+        for split in rewards
+    }
     env = EarlyExitEnv(trace=recording, split="train", alpha=ALPHA, observe=preset.observe)
     settings = dict(preset.hyperparameters)
     if name in WITH_SEEDS:
         settings["seed"] = seed
-    agent: Agent = make_agent(name, **settings)
+    agent = make_agent(name, **settings)
     curve = Curve()
     cpu = time.process_time()
     agent.learn(env, preset.total_timesteps, logger=Logger(None, [curve]))
     seconds = time.perf_counter() - curve.start
-    scores = {
-        split: agent.exit_probabilities(table.observations) for split, table in tables.items()
-    }
+    policy = agent.policy
+    scores = {split: policy.scores_on(problem) for split, problem in problems.items()}
     returns = {
-        split: rewards[split][np.arange(len(found)), first_exit(found > 0.5) - 1]
+        split: rewards[split][np.arange(len(found)), policy.exit_layers(found) - 1]
         for split, found in scores.items()
     }
-    calibration, dev = tables["calibration"].trace, tables["dev"].trace
-    chosen = choose_threshold(calibration, scores["calibration"], most_points_lost=0.5)
+    speeds = measure_speeds(policy, problems["calibration"])
+    dev = (problems["dev"], scores["dev"], rewards["dev"])
     row = {
         "seed": seed,
         "observe": list(preset.observe),
@@ -182,10 +179,10 @@ def one(
         "seconds": round(seconds, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "return": {split: float(values.mean()) for split, values in returns.items()},
-        "at_half": measured(dev, scores["dev"], 0.5, rewards["dev"]),
-        "at_most_half_a_point_lost": measured(dev, scores["dev"], chosen.value, rewards["dev"]),
-        "at_half_of_the_layers": at_level(calibration, dev, scores, 0.5, rewards["dev"]),
-        "area_under_the_curve": area(calibration, dev, scores, rewards["dev"]),
+        "at_its_own_threshold": measured(policy, *dev),
+        "at_most_half_a_point_lost": measured(Speed(points_lost=0.5).choose(policy, speeds), *dev),
+        "at_half_of_the_layers": measured(Speed(saved_layers=0.5).choose(policy, speeds), *dev),
+        "area_under_the_curve": area(policy, speeds, *dev),
     }
     if name in LEARNING:
         row["curve"] = curve.points
@@ -193,39 +190,29 @@ def one(
 
 
 def measured(
-    trace: Any, scores: Scores, threshold: float, rewards: npt.NDArray[np.float64]
+    policy: ExitPolicy, dev: Problem, scores: Scores, rewards: npt.NDArray[np.float64]
 ) -> dict[str, float]:
-    """Accuracy, saved layers and return at a threshold."""
-    exits = first_exit(scores > threshold)
-    rows = np.arange(len(trace))
+    """Accuracy, saved layers and return of a policy at its speed."""
+    exits = policy.exit_layers(scores)
+    rows = np.arange(len(dev))
     return {
-        "accuracy": round(float(trace.correct[rows, exits - 1].mean()), 4),
-        "saved_layers": round(1 - float(exits.mean()) / trace.num_layers, 4),
+        "accuracy": round(float(dev.correct[rows, exits - 1].mean()), 4),
+        "saved_layers": round(1 - float(exits.mean()) / dev.num_layers, 4),
         "return": round(float(rewards[rows, exits - 1].mean()), 4),
     }
 
 
-def at_level(
-    calibration: Any,
-    dev: Any,
-    scores: dict[str, Scores],
-    level: float,
-    rewards: npt.NDArray[np.float64],
-) -> dict[str, float]:
-    """What the threshold does on dev that saves just this share of the layers on calibration."""
-    points = accuracy_speed_curve(calibration, scores["calibration"])
-    fits = [point for point in points if point.saved_layers >= level - 1e-9]
-    chosen = min(fits, key=lambda point: point.saved_layers)
-    assert chosen.threshold is not None
-    return measured(dev, scores["dev"], chosen.threshold, rewards)
-
-
 def area(
-    calibration: Any, dev: Any, scores: dict[str, Scores], rewards: npt.NDArray[np.float64]
+    policy: ExitPolicy,
+    speeds: Speeds,
+    dev: Problem,
+    scores: Scores,
+    rewards: npt.NDArray[np.float64],
 ) -> float:
     """Mean accuracy on dev over levels of saved layers from 0 to all but one layer."""
-    levels = np.linspace(0, 1 - 1 / dev.num_layers, 21)
-    points = [at_level(calibration, dev, scores, float(level), rewards) for level in levels]
+    levels = np.linspace(0, 1 - 1 / dev.num_layers, 21).tolist()
+    held = [Speed(saved_layers=level).choose(policy, speeds) for level in levels]
+    points = [measured(one, dev, scores, rewards) for one in held]
     return round(float(np.mean([point["accuracy"] for point in points])), 4)
 
 

@@ -17,8 +17,9 @@ from common import write
 from policy_data import BACKBONES
 
 from cee_gym.agents import Reinforce
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.tasks import get_task
-from cee_gym.training.config import AlternationConfig, FitConfig, PolicyConfig, RecordConfig
+from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
 from cee_gym.training.partition import PolicyData
 from cee_gym.training.setup import Setup
 from cee_gym.training.trainer import ConsistentEETrainer
@@ -75,9 +76,8 @@ def main(args: Args) -> None:
             Reinforce(seed=seed, weight_decay=0.01),
             output,
             setup=setup,
-            policy=PolicyConfig(
-                alpha=(args.alpha,), observe=("hidden", "layer"), total_timesteps=300_000
-            ),
+            problem=ProblemSettings(alpha=(args.alpha,), observe=("hidden", "layer")),
+            total_timesteps=300_000,
             alternation=AlternationConfig(rounds=args.rounds),
             metrics=task.metrics,
         ).train(resume=True)
@@ -107,11 +107,11 @@ def main(args: Args) -> None:
 
 def brief(results: dict[str, Any]) -> dict[str, Any]:
     """What is compared between rounds."""
-    chosen = results["policy"]
+    chosen = {id: point["measured"][results["split"]] for id, point in results["points"].items()}
     points = {
         "full_depth": results["full_depth"],
-        "p_above_half": chosen["p > 1/2"],
-        "one_point_lost": chosen["at most 1 points lost on calibration"],
+        "p_above_half": chosen["own"],
+        "one_point_lost": chosen["lost-1"],
         "hindsight": results["hindsight"],
     }
     return {

@@ -1,11 +1,14 @@
-"""What every result file says about where it was measured."""
+"""What benchmarks share: result files, which say where they were measured, and speeds."""
 
-import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from cee_gym import ExitPolicy, Problem
+from cee_gym.documents import write_document
+from cee_gym.policies.speeds import measure_speeds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,6 +39,12 @@ def machine() -> dict[str, Any]:
 def write(name: str, results: dict[str, Any]) -> None:
     """Writes `results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine(), **results}, indent=1, allow_nan=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    write_document(RESULTS / f"{name}.json", {"machine": machine(), **results})
     print(f"wrote {RESULTS / name}.json")
+
+
+def at_layer_speedup(policy: ExitPolicy, problem: Problem, wanted: float) -> ExitPolicy:
+    """The policy at the threshold whose layer speed-up on a problem is nearest to a wanted one."""
+    points = measure_speeds(policy, problem).points
+    nearest = min(points, key=lambda point: abs(1 / (1 - point.saved_layers) - wanted))
+    return policy.at(threshold=min(max(nearest.threshold, 0.0), 1.0))

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from common import write
+from common import at_layer_speedup, write
 
-from cee_gym.agents import Confidence, FixedLayer
-from cee_gym.agents.base import Agent
+from cee_gym import ExitPolicy, Problem
 from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.cost import CostModel
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.measuring import predict, profile
-from cee_gym.returns import first_exit
+from cee_gym.observation import Sizes
+from cee_gym.policies.rules import Confidence, full_depth
 from cee_gym.tasks import get_task, load_splits
+from cee_gym.traces.recordings import open_split
 
 LAYER_SPEEDUPS = (1.5, 2.0)
 BATCH_SIZES = (1, 8, 32)
@@ -56,16 +56,18 @@ def main(args: Args) -> None:
     """Profiles, predicts, measures and writes `results/cost_model.json`."""
     directory = args.recording / "models" / "deployed"
     model = load_model(directory)
-    dev = EarlyExitEnv(trace=args.recording, split="dev").table.trace
+    dev = open_split(args.recording, "dev")
     task = get_task(dev.header.task)
     data = load_splits(task, args.data)["dev"]
     text = EncodedText(data, load_tokenizer(str(directory)), model.config.max_tokens)
-    agents = [confidence(args.recording, speedup) for speedup in LAYER_SPEEDUPS]
-    costs = profile(model, agents[0], seconds=args.seconds, progress_bar=True)
+    problem = Problem(dev, observe=("confidence",))
+    rule = Confidence().policy(problem)
+    policies = [at_layer_speedup(rule, problem, speedup) for speedup in LAYER_SPEEDUPS]
+    costs = profile(model, policies[0], seconds=args.seconds, progress_bar=True)
     rows: list[dict[str, Any]] = []
     for batch_size in BATCH_SIZES:
-        rows += compare(model, args.recording, agents, costs, text, batch_size, args.rounds)
-        print(*rows[-len(agents) :], sep="\n", flush=True)
+        rows += compare(model, problem, policies, costs, text, batch_size, args.rounds)
+        print(*rows[-len(policies) :], sep="\n", flush=True)
     write(
         "cost_model",
         {
@@ -80,29 +82,18 @@ def main(args: Args) -> None:
     )
 
 
-def confidence(recording: Path, speedup: float) -> Agent:
-    """The confidence rule with the threshold that comes nearest to a layer speed-up."""
-    env = EarlyExitEnv(trace=recording, split="dev", observe=("confidence",))
-    scores = env.table.trace.confidence
-    thresholds = np.unique(np.quantile(scores[:, :-1], np.linspace(0, 1, 500)))
-    means = [first_exit(scores > threshold).mean() for threshold in thresholds]
-    nearest = np.abs(scores.shape[1] / np.array(means) - speedup).argmin()
-    return Confidence(threshold=float(thresholds[nearest])).learn(env)
-
-
 def compare(
     model: MultiExitModel,
-    recording: Path,
-    agents: list[Agent],
+    dev: Problem,
+    policies: list[ExitPolicy],
     costs: CostModel,
     text: EncodedText,
     batch_size: int,
     rounds: int,
 ) -> list[dict[str, Any]]:
-    """Predicted and measured speed-up of each agent."""
-    last = FixedLayer(layer=model.num_layers)
-    full_depth = last.learn(EarlyExitEnv(trace=recording, observe=("layer",)))
-    ways = [full_depth, *agents]
+    """Predicted and measured speed-up of each policy."""
+    sizes = Sizes(model.num_layers, model.width, model.num_labels)
+    ways = [full_depth(sizes), *policies]
     runtimes = [EarlyExitRuntime(model, way) for way in ways]
     of_batches = list(text.batches(np.arange(len(text)), batch_size))
     seconds = np.zeros((len(ways), rounds, len(of_batches)))
@@ -118,9 +109,8 @@ def compare(
                 exits[way, rows] = left.exit_layer
     measured = 1e3 * seconds.sum(axis=2) / len(text)  # of a text, in each round
     results = []
-    for way, agent in enumerate(agents, start=1):
-        dev = EarlyExitEnv(trace=recording, split="dev", observe=agent.observe)
-        recorded = first_exit(agent.exit_probabilities(dev.observations) > 0.5)
+    for way, policy in enumerate(policies, start=1):
+        recorded = policy.exit_layers(policy.scores_on(dev))
         predicted = predict(costs, recorded, text.lengths, batch_size)
         full, early = float(measured[0].mean()), float(measured[way].mean())
         results.append(

@@ -39,8 +39,11 @@ def main() -> None:
             "dev_rows": results["rows"],
             "full_depth_accuracy": results["full_depth"]["accuracy"],
             "policy": {
-                name: {key: point[key] for key in ("accuracy", "saved_layers", "mean_return")}
-                for name, point in results["policy"].items()
+                id: {
+                    key: point["measured"]["dev"][key]
+                    for key in ("accuracy", "saved_layers", "mean_return")
+                }
+                for id, point in results["points"].items()
             },
             "hindsight_return": results["hindsight"]["mean_return"],
             "best_fixed_layer_return": max(p["mean_return"] for p in results["fixed_layers"]),

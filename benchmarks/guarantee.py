@@ -33,7 +33,7 @@ from common import write
 from scipy.sparse import csr_array, vstack
 from scipy.stats import binom
 
-from cee_gym.agents import Confidence, ExpectedReturn
+from cee_gym.agents import ExpectedReturn, make_agent
 from cee_gym.agents.base import Agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.evaluation.guarantee import (
@@ -253,7 +253,7 @@ def conformal(
 def scored(args: Args) -> tuple[dict[str, Trace], Scores]:
     """The traces of calibration and dev, and the scores of both agents on them."""
     agents: dict[str, tuple[Agent, tuple[str, ...]]] = {
-        "confidence": (Confidence(), ("confidence",)),
+        "confidence": (make_agent("confidence"), ("confidence",)),
         "expected-return": (ExpectedReturn(seed=args.seed), ("hidden", "layer", "confidence")),
     }
     traces: dict[str, Trace] = {}
@@ -266,9 +266,10 @@ def scored(args: Args) -> tuple[dict[str, Trace], Scores]:
             for split in ("train", "calibration", "dev")
         }
         agent.learn(envs["train"], TIMESTEPS)
-        traces = {split: env.table.trace for split, env in envs.items() if split != "train"}
+        problems = {split: env.problem for split, env in envs.items() if split != "train"}
+        traces = {split: problem.trace for split, problem in problems.items()}
         scores[name] = {
-            split: agent.exit_probabilities(envs[split].observations) for split in traces
+            split: agent.policy.scores_on(problem) for split, problem in problems.items()
         }
     return traces, scores
 

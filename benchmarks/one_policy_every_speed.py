@@ -23,8 +23,8 @@ from common import RESULTS, write
 
 from cee_gym.agents import ExpectedReturn
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.evaluation.curve import accuracy_speed_curve
-from cee_gym.returns import first_exit
+from cee_gym.policies.rules import Confidence
+from cee_gym.problem import Problem
 from cee_gym.traces.recordings import open_split
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -103,7 +103,7 @@ def interval(lost: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {"mean": float(rows.mean()), "interval_95": [float(low), float(high)]}
 
 
-def table(args: Args, split: str, alpha: float | tuple[float, float]) -> Any:
+def env_of(args: Args, split: str, alpha: float | tuple[float, float]) -> EarlyExitEnv:
     """The environment of a split."""
     return EarlyExitEnv(
         trace=args.recording,
@@ -115,13 +115,14 @@ def table(args: Args, split: str, alpha: float | tuple[float, float]) -> Any:
 
 def conditioned(args: Args, seed: int) -> tuple[dict[str, Any], Correct]:
     """The policy that observes alpha, at every level."""
-    env, dev = table(args, "train", ALPHAS), table(args, "dev", ALPHAS)
+    env = env_of(args, "train", ALPHAS)
+    calibration, dev = (env_of(args, s, ALPHAS).problem for s in ("calibration", "dev"))
     start = time.perf_counter()
-    agent = ExpectedReturn(seed=seed, **AGENT).learn(env, args.conditioned_timesteps)
+    policy = ExpectedReturn(seed=seed, **AGENT).learn(env, args.conditioned_timesteps).policy
     trained = time.perf_counter() - start
-    held = [agent.for_budget(saved_layers=level) for level in LEVELS]
-    exits = np.stack([first_exit(h.exit_probabilities(dev.observations) > 0.5) for h in held])
-    report, right = measured(dev.table.trace, exits)
+    held = [policy.for_budget(saved_layers=level, on=calibration) for level in LEVELS]
+    exits = np.stack([one.exit_layers(one.scores_on(dev)) for one in held])
+    report, right = measured(dev.trace, exits)
     return {
         "seconds": round(trained, 1),
         "alpha": [h.alpha for h in held],
@@ -133,46 +134,33 @@ def conditioned(args: Args, seed: int) -> tuple[dict[str, Any], Correct]:
 def separately(args: Args, seed: int) -> tuple[dict[str, Any], Correct]:
     """A policy for each price of the grid; for each level the one that fits."""
     start = time.perf_counter()
-    saved, scores = [], []
+    calibration, dev = (env_of(args, split, GRID[0]).problem for split in ("calibration", "dev"))
+    saved, policies = [], []
     for alpha in GRID:
         agent = ExpectedReturn(seed=seed, **AGENT).learn(
-            table(args, "train", alpha), args.timesteps
+            env_of(args, "train", alpha), args.timesteps
         )
-        here = [
-            agent.exit_probabilities(table(args, split, alpha).observations)
-            for split in ("calibration", "dev")
-        ]
-        scores.append(here)
-        saved.append(saves(here[0], 0.5))
+        policies.append(agent.policy)
+        exits_there = agent.policy.exit_layers(agent.policy.scores_on(calibration))
+        saved.append(1 - float(exits_there.mean()) / calibration.num_layers)
     trained = time.perf_counter() - start
-    calibration, dev = (open_split(args.recording, split) for split in ("calibration", "dev"))
     chosen, exits = [], []
     for level in LEVELS:
         enough = [i for i, share in enumerate(saved) if share >= level] or [int(np.argmax(saved))]
         pick = min(enough, key=lambda i: saved[i])
-        points = accuracy_speed_curve(calibration, scores[pick][0])
-        fits = [point for point in points if point.saved_layers >= level]
-        threshold = min(fits, key=lambda point: point.saved_layers).threshold
-        exits.append(first_exit(scores[pick][1] > threshold))
+        held = policies[pick].for_budget(saved_layers=level, on=calibration)
+        exits.append(held.exit_layers(held.scores_on(dev)))
         chosen.append(GRID[pick])
-    report, right = measured(dev, np.stack(exits))
+    report, right = measured(dev.trace, np.stack(exits))
     return {"seconds": round(trained, 1), "alpha": chosen, **report}, right
 
 
 def confidence(calibration: Any, dev: Any) -> dict[str, Any]:
     """A confidence threshold for each level."""
-    points = accuracy_speed_curve(calibration, calibration.confidence)
-    exits = []
-    for level in LEVELS:
-        fits = [point for point in points if point.saved_layers >= level]
-        threshold = min(fits, key=lambda point: point.saved_layers).threshold
-        exits.append(first_exit(dev.confidence > threshold))
-    return measured(dev, np.stack(exits))[0]
-
-
-def saves(scores: npt.NDArray[np.float32], threshold: float) -> float:
-    """Saved layers at a threshold."""
-    return 1 - float(first_exit(scores > threshold).mean()) / scores.shape[1]
+    there, report = (Problem(trace, observe=("confidence",)) for trace in (calibration, dev))
+    rule = Confidence().policy(there)
+    held = [rule.for_budget(saved_layers=level, on=there) for level in LEVELS]
+    return measured(dev, np.stack([one.exit_layers(one.scores_on(report)) for one in held]))[0]
 
 
 def measured(trace: Any, exits: npt.NDArray[np.int64]) -> tuple[dict[str, Any], Correct]:

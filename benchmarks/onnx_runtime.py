@@ -64,16 +64,16 @@ def main(args: Args) -> None:
     model = load_model(args.model).eval()
     encoded = EncodedText(text, load_tokenizer(str(args.model)), model.config.max_tokens)
     dev = open_split(args.recording, "dev")
-    agent, thresholds = confidence_at_speeds(args.recording)
+    policies = confidence_at_speeds(args.recording)
     # Of each, early exit at every threshold, and full depth.
     numbers: dict[str, tuple[list[OnnxRuntime], Callable[[Inputs], Any]]] = {}
     with TemporaryDirectory() as directory:
         for name, int8 in (("float32", False), ("int8", True)):
             export(model, Path(directory, name), int8=int8)
             export_full_depth(model, Path(directory, f"{name}.onnx"), int8=int8)
-            early = [OnnxRuntime(Path(directory, name), agent, threshold=v) for v in thresholds]
+            early = [OnnxRuntime(Path(directory, name), policy) for policy in policies]
             numbers[name] = early, full_depth(Path(directory, f"{name}.onnx"))
-    torch_runtimes = [EarlyExitRuntime(model, agent, threshold=value) for value in thresholds]
+    torch_runtimes = [EarlyExitRuntime(model, policy) for policy in policies]
     results = {
         "task": args.task,
         "backbone": dev.header.backbone,
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
         "mean_tokens": float(encoded.lengths.mean()),
         "trace": dev.fingerprint,
         "wanted_per_layer_speedup": WANTED,
-        "agreement_on_dev": agreement(torch_runtimes, numbers, encoded, thresholds),
+        "agreement_on_dev": agreement(torch_runtimes, numbers, encoded),
         "batch_sizes": [
             timed(some_batches(encoded, size, args.texts), size, numbers, model.num_layers, args)
             for size in BATCH_SIZES
@@ -111,7 +111,6 @@ def agreement(
     torch_runtimes: list[EarlyExitRuntime],
     numbers: dict[str, Any],
     text: EncodedText,
-    thresholds: list[float],
 ) -> list[dict[str, Any]]:
     """How many of all dev texts leave where, and with what, PyTorch in float32 says."""
     batches = some_batches(text, 32, len(text) + 32)
@@ -124,15 +123,15 @@ def agreement(
         return Exits(*(np.concatenate(field) for field in fields))
 
     entries = []
-    for place, threshold in enumerate(thresholds):
-        expected = whole(torch_runtimes[place])
+    for place, runtime in enumerate(torch_runtimes):
+        expected = whole(runtime)
         for name, (early, full) in numbers.items():
             found = whole(early[place])
             at_full = np.concatenate([full(inputs) for _, inputs in batches])
             entries.append(
                 {
                     "numbers": name,
-                    "threshold": threshold,
+                    "threshold": runtime.policy.threshold,
                     "same_prediction": float((found.prediction == expected.prediction).mean()),
                     "same_exit_layer": float((found.exit_layer == expected.exit_layer).mean()),
                     "accuracy": float((found.prediction == labels).mean()),

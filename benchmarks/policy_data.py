@@ -18,14 +18,17 @@ import numpy as np
 import tyro
 from common import write
 
+from cee_gym import ExitPolicy, Problem
 from cee_gym.agents import ExpectedReturn
-from cee_gym.evaluation.curve import Threshold, accuracy_speed_curve, evaluate_at
+from cee_gym.evaluation.curve import evaluate_policy
 from cee_gym.exits import load_model
 from cee_gym.hardness import memorized_layer
-from cee_gym.returns import first_exit
+from cee_gym.policies.rules import Confidence
+from cee_gym.policies.speeds import Speed, measure_speeds
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.tasks import get_task
-from cee_gym.training.config import FitConfig, PolicyConfig, RecordConfig
-from cee_gym.training.phases import policy_env, record, warm_up
+from cee_gym.training.config import FitConfig, RecordConfig
+from cee_gym.training.phases import problem_env, record, warm_up
 from cee_gym.training.setup import Setup
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -103,19 +106,17 @@ def main(args: Args) -> None:
 
 def measure(recording: Path, split: str) -> dict[str, Any]:
     """Trains a policy on a recording and reports it."""
-    policy = PolicyConfig(observe=("hidden", "layer"), total_timesteps=300_000)
-    env = policy_env(recording, policy)
-    agent = ExpectedReturn(weight_decay=0.01).learn(env, policy.total_timesteps)
-    calibration, report = (policy_env(recording, policy, s).table for s in ("calibration", split))
-    scores = {
-        t.trace.header.split: agent.exit_probabilities(t.observations)
-        for t in (calibration, report)
-    }
-    rewards = report.rewards(policy.alpha[0])
+    settings = ProblemSettings(observe=("hidden", "layer"))
+    env = problem_env(recording, settings)
+    policy = ExpectedReturn(weight_decay=0.01).learn(env, 300_000).policy
+    calibration, report = (settings.problem(recording, s) for s in ("calibration", split))
+    rewards = report.rewards(settings.alpha[0])
     trace = report.trace
-    at_half = evaluate_at(trace, scores[split], Threshold(0.5, ""), rewards=rewards)
+    at_half = evaluate_policy(policy, report)
+    bare = [Problem(one.trace, observe=("confidence",)) for one in (calibration, report)]
+    rule = Confidence().policy(bare[0])
     rows = np.arange(len(trace))
-    m_train = memorized_layer(env.table.trace.correct)
+    m_train = memorized_layer(env.problem.correct)
     m_report = memorized_layer(trace.correct)
     bins = np.arange(1, trace.num_layers + 2)
     return {
@@ -126,35 +127,23 @@ def measure(recording: Path, split: str) -> dict[str, Any]:
         "hindsight_return": float(rewards.max(axis=1).mean()),
         "best_fixed_return": float(rewards.mean(axis=0).max()),
         "at_half": {"accuracy": at_half.accuracy, "saved_layers": at_half.saved_layers},
-        "accuracy_at_level": {
-            str(level): at_level(
-                calibration.trace, trace, scores["calibration"], scores[split], level
-            )
-            for level in LEVELS
-        },
-        "confidence_at_level": {
-            str(level): at_level(
-                calibration.trace, trace, calibration.trace.confidence, trace.confidence, level
-            )
-            for level in LEVELS
-        },
-        "policy_rows": len(env.table.trace),
+        "accuracy_at_level": at_levels(policy, calibration, report),
+        "confidence_at_level": at_levels(rule, *bare),
+        "policy_rows": len(env.problem),
         "report_rows": len(rows),
     }
 
 
-def at_level(
-    calibration: Any, trace: Any, cal_scores: Any, scores: Any, level: float
-) -> dict[str, float]:
-    """Accuracy where the threshold saves at least `level` of the layers on calibration."""
-    points = [p for p in accuracy_speed_curve(calibration, cal_scores) if p.saved_layers >= level]
-    threshold = min(points, key=lambda p: p.saved_layers).threshold
-    leave = first_exit(scores > threshold)
-    predictions = trace.prediction[np.arange(len(trace)), leave - 1]
-    return {
-        "accuracy": float((predictions == trace.labels).mean()),
-        "saved_layers": float(1 - leave.mean() / trace.num_layers),
-    }
+def at_levels(
+    policy: ExitPolicy, calibration: Problem, report: Problem
+) -> dict[str, dict[str, float]]:
+    """Accuracy where the threshold saves at least so many of the layers on calibration."""
+    speeds = measure_speeds(policy, calibration)
+    found = {}
+    for level in LEVELS:
+        point = evaluate_policy(Speed(saved_layers=level).choose(policy, speeds), report)
+        found[str(level)] = {"accuracy": point.accuracy, "saved_layers": point.saved_layers}
+    return found
 
 
 def transfer(setup: Setup, here: Path) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class PerLayer(ActorCriticPolicy):
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Callable[[float], float]) -> None:
-        assert self.agent.policy is not None
-        self.actor, self.critic = self.agent.policy, self.agent.critic
+        assert self.agent.network is not None
+        self.actor, self.critic = self.agent.network, self.agent.critic
         parameters = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = self.optimizer_class(parameters, lr_schedule(1), **self.optimizer_kwargs)
 
@@ -129,13 +129,11 @@ def learn_ours(agent: PPO, env: AnyEnv, timesteps: int) -> int:
 
 def learn_theirs(agent: PPO, env: AnyEnv, timesteps: int) -> int:
     """The agent's networks, trained by the other PPO; the timesteps it took."""
-    agent.make_policy(env)
+    agent.prepare(env)
     envs = make_sb3_vec_env(ID, NUM_ENVS, alpha=ALPHA)
-    return (
-        sb3_ppo(PerLayer, envs, agent, policy_kwargs={"agent": agent})
-        .learn(timesteps)
-        .num_timesteps
-    )
+    learner = sb3_ppo(PerLayer, envs, agent, policy_kwargs={"agent": agent}).learn(timesteps)
+    agent.hand_over_network()
+    return learner.num_timesteps
 
 
 def sb3_ppo(
@@ -163,9 +161,9 @@ def sb3_ppo(
 
 def mean_return(agent: PPO, env: AnyEnv) -> float:
     """Of the sampled policy, in closed form."""
-    table = env.unwrapped.table
-    p = agent.exit_probabilities(table.observations)
-    return round(float(expected_return(p, table.rewards(ALPHA)).mean()), 4)
+    problem = env.unwrapped.problem
+    p = agent.policy.exit_probabilities(problem.observe())
+    return round(float(expected_return(p, problem.rewards(ALPHA)).mean()), 4)
 
 
 def vec_envs() -> dict[str, Any]:

@@ -16,9 +16,9 @@ from common import write
 from cee_gym.agents import ExpectedReturn, LongstaffSchwartz, Reinforce
 from cee_gym.cli import main as cee_gym
 from cee_gym.evaluation.report import report
+from cee_gym.problem_settings import ProblemSettings
 from cee_gym.traces.recordings import open_split
-from cee_gym.training.config import PolicyConfig
-from cee_gym.training.phases import policy_env
+from cee_gym.training.phases import problem_env
 
 
 @dataclass
@@ -65,12 +65,12 @@ def main(args: Args) -> None:
             ),
             "dev_accuracy_per_layer": dev.correct.mean(axis=0).round(4).tolist(),
         }
-        policy = PolicyConfig(observe=("hidden", "layer"), total_timesteps=300_000)
+        settings = ProblemSettings(observe=("hidden", "layer"))
+        problems = [settings.problem(recording, split) for split in ("calibration", "dev")]
         for kind in (Reinforce, ExpectedReturn, LongstaffSchwartz):
-            agent = kind(seed=seed).learn(policy_env(recording, policy), policy.total_timesteps)
-            tables = [policy_env(recording, policy, s).table for s in ("calibration", "dev")]
-            results = report(agent, *tables, ("accuracy",))
-            point = results["policy"]["p > 1/2"]
+            agent = kind(seed=seed).learn(problem_env(recording, settings), 300_000)
+            results = report(agent.policy, *problems, ("accuracy",))
+            point = results["points"]["own"]["measured"]["dev"]
             row[agent.name] = {
                 key: point[key] for key in ("accuracy", "saved_layers", "mean_return")
             }

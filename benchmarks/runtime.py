@@ -30,20 +30,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
-from common import write
+from common import at_layer_speedup, write
 
-from cee_gym.agents import Confidence, ExpectedReturn
-from cee_gym.agents.base import Agent
-from cee_gym.agents.presets import preset_for
+from cee_gym import ExitPolicy, Problem
+from cee_gym.agents import Agent, ExpectedReturn, make_agent
+from cee_gym.agents.registry import preset_for
 from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.evaluation.curve import accuracy_speed_curve
 from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.inference import EarlyExitRuntime
-from cee_gym.returns import first_exit
+from cee_gym.policies.rules import Confidence
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.recordings import open_split
-from cee_gym.traces.trace import Trace
 
 ALPHA = 0.01
 LAYER_SPEEDUPS = (1.5, 2.0)
@@ -80,17 +78,13 @@ class Side:
     """A policy at one speed.
 
     Attributes:
-        policy: its name.
+        policy: decides.
         wanted: the layer speed-up it was set to, on calibration.
-        threshold: on its score.
-        agent: what decides.
         recorded: int `[N]`, where each dev text leaves by the recording.
     """
 
-    policy: str
+    policy: ExitPolicy
     wanted: float
-    threshold: float
-    agent: Agent
     recorded: Rows
 
 
@@ -128,7 +122,7 @@ def policies(task: str, recording: Path) -> list[Side]:
     """The policies, each at every speed."""
     preset = preset_for("expected-return", task)
     agents: list[tuple[Agent, tuple[str, ...], int]] = [
-        (Confidence(), ("confidence",), 0),
+        (make_agent("confidence"), ("confidence",), 1),
         (ExpectedReturn(**preset.hyperparameters), preset.observe, preset.total_timesteps),
     ]
     sides = []
@@ -138,33 +132,18 @@ def policies(task: str, recording: Path) -> list[Side]:
             for split in ("train", "calibration", "dev")
         }
         agent.learn(envs["train"], timesteps)
-        scores = {
-            split: agent.exit_probabilities(envs[split].observations)
-            for split in ("calibration", "dev")
-        }
+        scores = agent.policy.scores_on(envs["dev"].problem)
         for wanted in LAYER_SPEEDUPS:
-            threshold = at_speed(envs["calibration"].table.trace, scores["calibration"], wanted)
-            exits = first_exit(scores["dev"] > threshold)
-            sides.append(Side(agent.name, wanted, threshold, agent, exits))
+            policy = at_layer_speedup(agent.policy, envs["calibration"].problem, wanted)
+            sides.append(Side(policy, wanted, policy.exit_layers(scores)))
     return sides
 
 
-def at_speed(calibration: Trace, scores: npt.NDArray[np.float32], wanted: float) -> float:
-    """The threshold whose layer speed-up comes nearest to what is wanted."""
-    curve = accuracy_speed_curve(calibration, scores, most_points=1000)
-    best = min(curve[1:], key=lambda point: abs(point.layer_speedup - wanted))
-    assert best.threshold is not None
-    return best.threshold
-
-
-def confidence_at_speeds(recording: Path) -> tuple[Agent, list[float]]:
-    """The confidence rule, and its thresholds for both layer speed-ups."""
-    env = EarlyExitEnv(
-        trace=str(recording), split="calibration", alpha=ALPHA, observe=("confidence",)
-    )
-    agent = Confidence().learn(env)
-    scores = agent.exit_probabilities(env.observations)
-    return agent, [at_speed(env.table.trace, scores, wanted) for wanted in LAYER_SPEEDUPS]
+def confidence_at_speeds(recording: Path) -> list[ExitPolicy]:
+    """The confidence rule at both layer speed-ups."""
+    calibration = Problem(open_split(recording, "calibration"), observe=("confidence",))
+    rule = Confidence().policy(calibration)
+    return [at_layer_speedup(rule, calibration, wanted) for wanted in LAYER_SPEEDUPS]
 
 
 def some_batches(text: EncodedText, batch_size: int, texts: int) -> Batches:
@@ -196,7 +175,7 @@ def timed(
     """All sides on batches of one size."""
     batches = some_batches(text, batch_size, args.texts)
     rows = np.concatenate([rows for rows, _ in batches])
-    runtimes = [EarlyExitRuntime(model, side.agent, threshold=side.threshold) for side in sides]
+    runtimes = [EarlyExitRuntime(model, side.policy) for side in sides]
     calls: list[Callable[[Inputs], Any]] = [lambda inputs: full_depth(model, inputs), *runtimes]
     trace, labels = open_split(recording, "dev"), text.labels.numpy()[rows]
     full = np.concatenate([full_depth(model, inputs) for _, inputs in batches])
@@ -214,9 +193,9 @@ def timed(
         ratios = {f"{name}_per_layer_speedup": s / layer_speedup for name, s in speedups.items()}
         entries.append(
             {
-                "policy": side.policy,
+                "policy": side.policy.name,
                 "layer_speedup_on_calibration": side.wanted,
-                "threshold": side.threshold,
+                "threshold": side.policy.threshold,
                 "layer_speedup": layer_speedup,
                 "token_layer_speedup": model.num_layers
                 * lengths.sum()
@@ -231,7 +210,7 @@ def timed(
             }
         )
         print(
-            f"{model.device.type} batch {batch_size:3d} {side.policy:16} layers "
+            f"{model.device.type} batch {batch_size:3d} {side.policy.name:16} layers "
             f"{layer_speedup:.2f}x tokens {entries[-1]['token_layer_speedup']:.2f}x",
             *(f"{name.split('_')[0]} {value:.2f}x" for name, value in speedups.items()),
             *(f"{value:.2f}" for value in ratios.values()),
@@ -295,7 +274,7 @@ def shares(
 
     results = []
     for side in sides[:: len(LAYER_SPEEDUPS)]:
-        runtime = EarlyExitRuntime(model, side.agent, threshold=side.threshold)
+        runtime = EarlyExitRuntime(model, side.policy)
         taken: list[list[float]] = []
         with torch.inference_mode():
             for _, inputs in batches * LEAST_ROUNDS:
@@ -308,21 +287,21 @@ def shares(
                     times.append(now())
                     state, logits = runtime._exits[layer - 1](hidden, weights)
                     times.append(now())
-                    observed = runtime._observe(state, logits, layer)
-                    runtime._decider.leave(observed, layer)
+                    observed = runtime._observe(state, logits, layer, [])
+                    runtime.decider.leave(observed, layer)
                     times.append(now())
                     taken.append(np.diff(times).tolist())
         layer, head, policy = (statistics.median(part) for part in zip(*taken, strict=True))
         results.append(
             {
-                "policy": side.policy,
+                "policy": side.policy.name,
                 "batch_size": SHARE_AT,
                 "layer_milliseconds": 1e3 * layer,
                 "head": head / layer,
                 "policy_and_head": (head + policy) / layer,
             }
         )
-        print(f"{side.policy}: head and policy take {(head + policy) / layer:.2%} of a layer")
+        print(f"{side.policy.name}: head and policy take {(head + policy) / layer:.2%} of a layer")
     return results
 
 

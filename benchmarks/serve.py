@@ -31,16 +31,14 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from common import write
-from runtime import at_speed
+from common import at_layer_speedup, write
 
-from cee_gym.agents import Confidence
+from cee_gym import Problem
 from cee_gym.backbones.encoding import load_tokenizer
-from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import load_model
 from cee_gym.inference.pipeline import EarlyExitPipeline, Encoded
-from cee_gym.returns import first_exit
+from cee_gym.policies.rules import Confidence
 from cee_gym.serving.server import full_depth
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.recordings import open_split
@@ -124,7 +122,7 @@ def main(args: Args) -> None:
             "backbone": open_split(args.recording, "dev").header.backbone,
             "layers": pipeline.model.num_layers,
             "trace": open_split(args.recording, "dev").fingerprint,
-            "policy": {"agent": pipeline.agent.name, "threshold": pipeline.threshold},
+            "policy": {"name": pipeline.policy.name, "threshold": pipeline.policy.threshold},
             "texts": len(texts),
             "texts_too_long": len(given) - len(texts),
             "clients": args.clients,
@@ -139,15 +137,10 @@ def main(args: Args) -> None:
 
 def make_pipeline(args: Args) -> EarlyExitPipeline:
     """The confidence rule at the threshold that comes nearest to the wanted layer speed-up."""
-    agent = Confidence()
-    for split in ("train", "calibration"):
-        env = EarlyExitEnv(trace=args.recording, split=split, observe=("confidence",))
-        if split == "train":
-            agent.learn(env)
-    scores = agent.exit_probabilities(env.observations)
-    threshold = at_speed(env.table.trace, scores, LAYER_SPEEDUP)
+    calibration = Problem(open_split(args.recording, "calibration"), observe=("confidence",))
+    policy = at_layer_speedup(Confidence().policy(calibration), calibration, LAYER_SPEEDUP)
     tokenizer = load_tokenizer(str(args.model))
-    return EarlyExitPipeline(load_model(args.model), tokenizer, agent, threshold=threshold)
+    return EarlyExitPipeline(load_model(args.model), tokenizer, policy)
 
 
 def text_of(row: dict[str, Any]) -> Any:
@@ -158,14 +151,14 @@ def text_of(row: dict[str, Any]) -> Any:
 @torch.inference_mode()
 def offline(pipeline: EarlyExitPipeline, encoded: list[Encoded]) -> list[Expected]:
     """What becomes of each text when it runs alone through all layers, and its scores are read."""
-    found = []
+    policy, found = pipeline.policy, []
     for text in encoded:
         inputs = {name: torch.tensor([values]) for name, values in text.items()}
         output = pipeline.model(**inputs)
-        observations = observe_output(output, pipeline.agent, np.zeros((1, 1), dtype=np.float32))
-        scores = pipeline.agent.exit_probabilities(observations)[0]
-        layer = int(first_exit(scores[None] > pipeline.threshold)[0])
-        distance = np.abs(scores[:layer] - pipeline.threshold)[: pipeline.model.num_layers - 1]
+        observations = observe_output(output, policy.layout, np.zeros((1, 1), dtype=np.float32))
+        scores = policy.scores(observations)[0]
+        layer = int(policy.exit_layers(scores[None])[0])
+        distance = np.abs(scores[:layer] - policy.threshold)[: pipeline.model.num_layers - 1]
         best = output.logits[0, layer - 1].softmax(dim=0).topk(2)
         near = distance.min(initial=1.0) < NEAR or float(-best.values.diff()) < NEAR
         label = pipeline.model.labels[int(best.indices[0])]

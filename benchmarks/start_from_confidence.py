@@ -15,10 +15,11 @@ import numpy as np
 import tyro
 from common import write
 
+from cee_gym import ExitPolicy, Problem
 from cee_gym.agents import ExpectedReturn
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.evaluation.curve import accuracy_speed_curve
-from cee_gym.returns import first_exit
+from cee_gym.policies.rules import Confidence
+from cee_gym.policies.speeds import Speed, measure_speeds
 
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 ALPHAS = (0.01, 0.035, 0.1)
@@ -57,22 +58,24 @@ def on_one(recording: Path, args: Args) -> dict[str, Any]:
     """Both starts and the bare rule on one recording."""
     rows = []
     for alpha in ALPHAS:
-        tables = {
+        envs = {
             split: EarlyExitEnv(trace=recording, split=split, alpha=alpha, observe=OBSERVE)
             for split in ("train", "calibration", "dev")
         }
         for start in STARTS:
             for seed in range(args.seeds):
                 agent = ExpectedReturn(start=start, weight_decay=0.01, seed=seed)
-                agent.learn(tables["train"], args.timesteps)
-                scores = {s: agent.exit_probabilities(e.observations) for s, e in tables.items()}
-                found = {"alpha": alpha, "start": start, "seed": seed, **at_levels(tables, scores)}
+                policy = agent.learn(envs["train"], args.timesteps).policy
+                problems = {split: env.problem for split, env in envs.items()}
+                found = {"alpha": alpha, "start": start, "seed": seed}
+                found |= at_levels(policy, problems)
                 rows.append(found)
                 print(found, flush=True)
-    confidence = {split: env.table.trace.confidence for split, env in tables.items()}
+    traces = {split: env.problem.trace for split, env in envs.items()}
+    bare = {split: Problem(trace, observe=("confidence",)) for split, trace in traces.items()}
     return {
-        "traces": {split: env.table.trace.fingerprint for split, env in tables.items()},
-        "bare_rule": at_levels(tables, confidence),
+        "traces": {split: trace.fingerprint for split, trace in traces.items()},
+        "bare_rule": at_levels(Confidence().policy(bare["train"]), bare),
         "mean_over_seeds": {
             f"{start}, alpha {alpha}": {
                 split: np.mean(
@@ -89,16 +92,15 @@ def on_one(recording: Path, args: Args) -> dict[str, Any]:
     }
 
 
-def at_levels(tables: dict[str, EarlyExitEnv], scores: dict[str, Any]) -> dict[str, Any]:
+def at_levels(policy: ExitPolicy, problems: dict[str, Problem]) -> dict[str, Any]:
     """Accuracy on calibration and dev at thresholds that save each level on calibration."""
-    points = accuracy_speed_curve(tables["calibration"].table.trace, scores["calibration"])
+    speeds = measure_speeds(policy, problems["calibration"])
     found: dict[str, list[float]] = {"calibration": [], "dev": []}
     for level in LEVELS:
-        fits = [point for point in points if point.saved_layers >= level - 1e-9]
-        threshold = min(fits, key=lambda point: point.saved_layers).threshold
+        held = Speed(saved_layers=level).choose(policy, speeds)
         for split, accuracies in found.items():
-            correct = tables[split].table.correct
-            exits = first_exit(scores[split] > threshold)
+            correct = problems[split].correct
+            exits = held.exit_layers(held.scores_on(problems[split]))
             right = correct[np.arange(len(correct)), exits - 1]
             accuracies.append(round(float(right.mean()), 4))
     return found

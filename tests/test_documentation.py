@@ -1,6 +1,8 @@
 """What the documentation shows is run as it stands."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,46 @@ def test_the_readmes_python_runs_as_it_stands(number, tmp_path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+RECIPES = {
+    title: (code, [shlex.split(line)[1:] for line in commands.splitlines()])
+    for title, code, commands in re.findall(
+        r"^### ([^\n]+)\n.*?```python\n(.*?)```\n\n```sh\n(.*?)```",
+        (ROOT / "CONTRIBUTING.md").read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+}
+
+
+def test_there_is_a_recipe_for_everything_that_is_found_by_name() -> None:
+    assert list(RECIPES) == [
+        *("A rule", "An agent", "A quality", "A part of an observation", "A task")
+    ]
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_is_one_file_and_its_commands(title, tmp_path, tiny_model, tiny_tokenizer) -> None:
+    code, commands = RECIPES[title]
+    (tmp_path / "mine.py").write_text(code)
+    tiny_model.backbone.save_pretrained(tmp_path / "NAME_OR_PATH")
+    tiny_tokenizer.save_pretrained(tmp_path / "NAME_OR_PATH")
+    (tmp_path / "DIR").mkdir()
+    for split in ("train", "dev"):
+        rows = [f"{text}\t{label}" for text, label in (("a good cat", 1), ("a bad dog", 0))] * 40
+        text = "\n".join(["sentence\tlabel", *rows])
+        (tmp_path / "DIR" / f"{split}.tsv").write_text(text + "\n")
+    # The program does not look for modules in the working directory by itself.
+    run = "from cee_gym.cli import main; [main(words) for words in " + repr(commands) + "]"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", run],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CEE_GYM_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hindsight" in done.stdout
 
 
 def test_the_readmes_commands_are_known() -> None:

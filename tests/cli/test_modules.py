@@ -45,7 +45,7 @@ TASK = """
 from cee_gym.envs import register_benchmark
 from cee_gym.tasks import Task, register_task
 
-register_task(Task("polite", ("rude", "polite"), "text", metrics=("macro_f1",)))
+register_task(Task("polite", ("negative", "positive"), "text", metrics=("macro_f1",)))
 register_benchmark("EarlyExit-BERT-Polite", "polite")
 """
 
@@ -129,4 +129,4 @@ def test_a_task_of_ones_own_is_built_trained_evaluated_and_deployed(data, own_ho
     assert "macro_f1" in installed("train", "mine:EarlyExit-BERT-Polite", *few, "runs/by-id")
     assert "macro_f1" in installed("evaluate", "runs/by-id")
     lines = installed("predict", "runs/by-id", "--input", str(data / "dev.jsonl")).splitlines()
-    assert {json.loads(line)["given_label"] for line in lines} <= {"rude", "polite"}
+    assert {json.loads(line)["given_label"] for line in lines} == {"negative", "positive"}

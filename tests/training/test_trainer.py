@@ -202,7 +202,7 @@ def test_what_was_learned_is_not_lost_where_the_report_fails(tmp_path, monkeypat
             run("stopped").train()
     assert ExitPolicy.load(tmp_path / "stopped" / "round-0" / "agent").name == "per-layer"
     with monkeypatch.context() as patch:
-        patch.delattr(Reinforce, "learn")
+        patch.setattr(Reinforce, "learn", fail)
         assert run("stopped").train(resume=True) == whole
 
 
