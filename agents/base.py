@@ -14,7 +14,8 @@ from cee_gym.agents.registry import full_agent_name, make_agent
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, first_line
 from cee_gym.observation import Layout
-from cee_gym.policies.base import ExitPolicy, Score, check_layout
+from cee_gym.policies.base import ExitPolicy, check_layout
+from cee_gym.policies.score import Score
 from cee_gym.problem import Problem
 from cee_gym.settings import Range, check_settings, search_ranges, settings_of
 

@@ -22,8 +22,9 @@ from cee_gym.agents.base import Agent
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.errors import CeeGymError
-from cee_gym.policies.base import ExitPolicy, Floats
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.linear import LinearScore
+from cee_gym.policies.score import Floats
 from cee_gym.settings import Range, number
 
 if TYPE_CHECKING:

@@ -49,9 +49,10 @@ from cee_gym.agents.presets import FEW, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.policies.base import ExitPolicy, Floats
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.networks import PerLayerPolicy
 from cee_gym.policies.per_layer import Start, bounds
+from cee_gym.policies.score import Floats
 from cee_gym.problem import Problem
 from cee_gym.settings import Range, number, one_of
 

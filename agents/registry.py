@@ -45,8 +45,8 @@ def agent_names() -> list[str]:
 
 def full_agent_name(name: str) -> str:
     """The name by which another process finds the agent: `MODULE:NAME` for a user's own."""
-    from cee_gym.policies.base import SCORES
     from cee_gym.policies.sb3 import is_sb3
+    from cee_gym.policies.score import SCORES
 
     if is_sb3(name):
         return name
@@ -122,7 +122,7 @@ def preset_for(name: str, task: str) -> "Preset":
 
 def describe(name: str) -> str:
     """What an agent does, in a line."""
-    from cee_gym.policies.base import SCORES
+    from cee_gym.policies.score import SCORES
 
     found: type[Any] = AGENTS.get(name) if name in AGENTS else SCORES.get(name)
     return (found.__doc__ or "").splitlines()[0]
@@ -142,8 +142,8 @@ def _find(name: str) -> Callable[..., "Agent"]:
     if short in AGENTS:
         return AGENTS.get(name)
     from cee_gym.agents.rule import RuleAgent
-    from cee_gym.policies.base import SCORES
     from cee_gym.policies.rules import Rule
+    from cee_gym.policies.score import SCORES
 
     if short in SCORES and issubclass(found := SCORES.get(name), Rule):
         rule: type[Rule] = found

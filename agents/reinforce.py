@@ -26,8 +26,8 @@ from cee_gym.agents.network_agent import GradientAgent, Played, Step
 from cee_gym.agents.presets import FROM_RULE, LARGE_BATCHES, MANY_ROWS, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.agents.rollouts import play
-from cee_gym.policies.base import Floats
 from cee_gym.policies.networks import PerLayerPolicy, log_exit_distribution
+from cee_gym.policies.score import Floats
 from cee_gym.settings import number, one_of
 
 Baseline = Literal["leave_one_out", "mean"]

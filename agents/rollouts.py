@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from cee_gym.agents.access import AnyEnv
 from cee_gym.envs import CONTINUE, EXIT
 from cee_gym.errors import CeeGymError
-from cee_gym.policies.base import Floats
+from cee_gym.policies.score import Floats
 
 # From the observations [n, D] of some rollouts, and a uniform number each, to whether they leave.
 Decide = Callable[[Floats, Floats], npt.NDArray[np.bool_]]

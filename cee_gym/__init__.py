@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from cee_gym.hardness import memorized_layer, register_hardness
     from cee_gym.metrics import register_metric
     from cee_gym.observation import register_observation
-    from cee_gym.policies.base import ExitPolicy, register_policy
+    from cee_gym.policies.base import ExitPolicy
+    from cee_gym.policies.score import register_policy
     from cee_gym.problem import Problem
     from cee_gym.reward import Reward, register_cost, register_quality
     from cee_gym.tasks import register_task
@@ -40,7 +41,7 @@ _WHERE = {
     "register_hardness": "cee_gym.hardness",
     "register_metric": "cee_gym.metrics",
     "register_observation": "cee_gym.observation",
-    "register_policy": "cee_gym.policies.base",
+    "register_policy": "cee_gym.policies.score",
     "register_quality": "cee_gym.reward",
     "register_task": "cee_gym.tasks",
 }

@@ -26,8 +26,9 @@ from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.observation import Sizes, layout_of
-from cee_gym.policies.base import Decider, ExitPolicy
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Confidence
+from cee_gym.policies.score import Decider
 from cee_gym.traces.texts import LIBRARIES
 
 LEAST_REPEATS, MOST_REPEATS = 5, 50

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import HARDNESS, memorized_layer
-from cee_gym.observation import PARTS, Layout, recorded_observations
+from cee_gym.observation import PARTS, Layout
+from cee_gym.recorded_observations import recorded_observations
 from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.recordings import find_recording, open_split
 from cee_gym.traces.trace import Trace

@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-import cee_gym.observation
+import cee_gym.recorded_observations
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import (
     PARTS,
-    RecordedObservations,
     Seen,
     Sizes,
     layout_of,
     needs_path,
     observe_into,
     observe_last,
-    recorded_observations,
     register_observation,
     space_of,
     width_of,
 )
 from cee_gym.problem import Problem
+from cee_gym.recorded_observations import RecordedObservations, recorded_observations
 from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 from tests.made_traces import write_trace
@@ -249,10 +248,14 @@ def test_observations_too_large_for_memory_are_computed_and_equal_the_table(
     own_module: str, trace: Trace, monkeypatch: pytest.MonkeyPatch, rows: Any
 ) -> None:
     observe = (*ALL, "mine:in_a_row")
-    monkeypatch.setattr(cee_gym.observation, "_BYTES_AT_A_TIME", 1000)  # three instances at a time
+    monkeypatch.setattr(
+        cee_gym.recorded_observations, "_BYTES_AT_A_TIME", 1000
+    )  # three instances at a time
     in_memory = RecordedObservations(trace, observe)
     assert in_memory.table is not None
-    monkeypatch.setattr(cee_gym.observation, "MOST_BYTES_IN_MEMORY", in_memory.table.nbytes - 1)
+    monkeypatch.setattr(
+        cee_gym.recorded_observations, "MOST_BYTES_IN_MEMORY", in_memory.table.nbytes - 1
+    )
     computed = RecordedObservations(trace, observe)
     assert computed.table is None
     np.testing.assert_array_equal(computed[rows], in_memory[rows])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cee_gym.observation
+import cee_gym.recorded_observations
 from cee_gym.envs import EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import memorized_layer
@@ -185,7 +185,7 @@ def test_environments_agree_where_observations_are_too_large_for_memory(
     trace = write_trace(tmp_path / "trace", n=30, num_layers=4)
     expected = Problem(trace, observe=ALL, alpha=alpha).observe()
     again = Trace.open(trace.path)  # whose observations are not shared with the first
-    monkeypatch.setattr(cee_gym.observation, "MOST_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(cee_gym.recorded_observations, "MOST_BYTES_IN_MEMORY", 0)
     arguments: dict[str, Any] = {"trace": again, "observe": ALL, "alpha": alpha}
     scalar, vector = EarlyExitEnv(**arguments), EarlyExitVectorEnv(3, **arguments)
     assert scalar.problem.recorded.table is None

@@ -7,7 +7,7 @@ import torch
 from scipy.special import expit
 
 from cee_gym.observation import Layout
-from cee_gym.policies.base import Floats, Score, register_policy
+from cee_gym.policies.score import Floats, Score, register_policy
 
 
 @register_policy("linear")

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from cee_gym.observation import PARTS, Layout
-from cee_gym.policies.base import Floats, LayerScores, Score, register_policy
 from cee_gym.policies.networks import ConfidenceRule, PerLayerPolicy, confidence_logit
+from cee_gym.policies.score import Floats, LayerScores, Score, register_policy
 
 Start = Literal["equally_likely", "confidence"]
 

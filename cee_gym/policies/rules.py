@@ -31,7 +31,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cee_gym.observation import Layout, Sizes, layout_of
-from cee_gym.policies.base import ExitPolicy, Floats, LayerScores, Score, register_policy
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.score import Floats, LayerScores, Score, register_policy
 from cee_gym.settings import MOST_SEED, Range, check_settings, number, settings_of
 
 if TYPE_CHECKING:

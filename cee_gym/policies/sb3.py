@@ -12,7 +12,7 @@ import torch
 
 from cee_gym.errors import CeeGymError, did_you_mean, first_line
 from cee_gym.observation import Layout, space_of
-from cee_gym.policies.base import Floats, Score, register_policy
+from cee_gym.policies.score import Floats, Score, register_policy
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cee_gym.errors import CeeGymError, check_number, did_you_mean
-from cee_gym.policies.base import ExitPolicy, Floats
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.score import Floats
 from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from cee_gym.agents import ExpectedReturn, Preset, register_agent
 from cee_gym.observation import register_observation
-from cee_gym.policies.base import register_policy
+from cee_gym.policies.score import register_policy
 from cee_gym.policies.rules import Rule
 from cee_gym.settings import Range, number
 

@@ -26,7 +26,8 @@ from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel
 from cee_gym.inference.runtime import EarlyExitRuntime
-from cee_gym.policies.base import ExitPolicy, Score
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.score import Score
 from cee_gym.problem import Problem
 from cee_gym.reward import Reward
 from cee_gym.tasks import get_task, load_splits

@@ -11,8 +11,9 @@ from cee_gym.agents import Agent, make_agent
 from cee_gym.agents.registry import agent_names
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.policies.base import Decider, ExitPolicy
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Confidence, RandomExit
+from cee_gym.policies.score import Decider
 from cee_gym.policies.speeds import AT_ONCE
 from cee_gym.problem import Problem
 from cee_gym.returns import first_exit

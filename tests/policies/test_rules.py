@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import Sizes
-from cee_gym.policies.base import SCORES, ExitPolicy
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import (
     PCEE,
     Confidence,
@@ -23,6 +23,7 @@ from cee_gym.policies.rules import (
     Saturation,
     full_depth,
 )
+from cee_gym.policies.score import SCORES
 from cee_gym.problem import Problem
 from tests.made_traces import write_arrays, write_trace
 
