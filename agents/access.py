@@ -85,7 +85,8 @@ def _access_to(env: Any) -> Access:
             "least two"
         )
     problem: Problem | None = getattr(env, "problem", None)
-    model = None if problem is None else problem.trace.header.model
+    known: str | None = getattr(env, "fingerprint", None)  # of a live model
+    model = known if problem is None else problem.trace.header.model
     return Access(layout, alpha_range, model, problem)
 
 

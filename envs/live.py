@@ -123,6 +123,11 @@ class LiveEarlyExitEnv(EpisodeEnv):
         vars(twin).update(copy.deepcopy(own, memo))
         return twin
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights of the model."""
+        return self.model.fingerprint
+
     def _enter_layer(self) -> None:
         with torch.inference_mode():
             if self.layer == 1:

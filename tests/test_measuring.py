@@ -4,32 +4,34 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cee_gym.agents.at_alpha import AtAlpha
 from datasets import Dataset
 
-from cee_gym.agents import Confidence, FixedLayer, Patience, Reinforce
-from cee_gym.agents.base import Agent
+from cee_gym.agents import Reinforce, make_agent
 from cee_gym.backbones.encoding import EncodedText
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.cli import main
-from cee_gym.cli.profile import _agent
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv, LiveEarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.measuring import MOST_REPEATS, predict, profile
+from cee_gym.observation import Layout
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.rules import Confidence, FixedLayer, Patience, Rule
+from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
+from cee_gym.reward import Reward
 from cee_gym.tasks import get_task, load_splits
 from cee_gym.traces.recordings import open_split
 from cee_gym.traces.texts import collect
+from cee_gym.training.trainer import ConsistentEETrainer
 from tests.conftest import WORDS
 
 SIZES: dict[str, Any] = {"batch_sizes": (1, 4), "lengths": (4, 12), "seconds": 0.0}
@@ -86,16 +88,16 @@ def recording(
     splits: tuple[dict[str, Dataset], str],
     tmp_path: Path,
 ) -> Path:
-    data = splits[0]["dev"]
     for split in ("train", "calibration", "dev"):
+        data = splits[0]["dev" if split == "dev" else "train"]
         text = EncodedText(data, tiny_tokenizer, 40)
         description = {"task": "sst2", "split": split, "backbone": "none", "seed": 0}
         collect(tiny_model, text, data, tmp_path / "recording" / split, description)
     return tmp_path / "recording"
 
 
-def learned(agent: Agent, recording: Path, *observe: str) -> Agent:
-    return agent.learn(EarlyExitEnv(trace=recording, observe=observe), 0)
+def policy_of(rule: Rule, recording: Path) -> ExitPolicy:
+    return rule.policy(Problem(open_split(recording, "train"), observe=rule.reads))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 50])
@@ -107,14 +109,13 @@ def test_prediction_counts_what_the_runtime_runs(
     batch_size: int,
 ) -> None:
     text = EncodedText(splits[0]["dev"], tiny_tokenizer, 40)
-    env = EarlyExitEnv(trace=recording, split="dev", observe=("confidence",))
-    threshold = float(np.median(env.observations[:, 0]))
-    agent = learned(Confidence(threshold=threshold), recording, "confidence")
+    threshold = float(np.median(open_split(recording, "dev").confidence[:, 0]))
+    policy = policy_of(Confidence(threshold=threshold), recording)
     ran: dict[str, list[tuple[int, int]]] = {"layers": [], "decisions": []}
     layers = tiny_model.backbone.encoder.layer
     for layer in layers:
         layer.register_forward_hook(lambda *args: ran["layers"].append(args[2].shape[:2]))
-    runtime = EarlyExitRuntime(tiny_model, agent)
+    runtime = EarlyExitRuntime(tiny_model, policy)
     ran["layers"].clear()
     exits = np.zeros(len(text), dtype=np.int64)
     whole = 0
@@ -160,24 +161,23 @@ def spin(milliseconds: float) -> None:
         pass
 
 
+class Slow(Rule):
+    """Takes 4 milliseconds at the first layer, and 8 at others."""
+
+    name = "slow"
+    least = 0.9
+    reads = ("layer",)
+
+    def scores(self, observations: np.ndarray, layout: Layout) -> np.ndarray:
+        spin(4 if observations[0, -1, layout["layer"].start] else 8)
+        return np.zeros(observations.shape[:2], dtype=np.float32)
+
+
 def test_each_part_is_measured_at_its_place(tiny_model: MultiExitModel, recording: Path) -> None:
-    agent = learned(Confidence(), recording, "confidence")
-    make = agent.decider
-
-    def decider(threshold: float, device: torch.device) -> Any:
-        made = make(threshold, device)
-
-        def scores(observations: torch.Tensor, layer: int) -> torch.Tensor:
-            spin(4 if layer == 1 else 8)
-            return made.scores(observations, layer)
-
-        return replace(made, scores=scores)
-
-    agent.decider = decider  # type: ignore[method-assign]
     tiny_model.backbone.encoder.layer[1].register_forward_hook(lambda *args: spin(3 * len(args[2])))
     tiny_model.backbone.embeddings.register_forward_hook(lambda *args: spin(5))
     # What the clock reads is beyond what spins by the rest of the tiny model and what else runs.
-    costs = profile(tiny_model, agent, **SIZES)
+    costs = profile(tiny_model, policy_of(Slow(), recording), **SIZES)
     close = {"abs": 2e-3}
     assert costs.embedding.min() == pytest.approx(5e-3, **close)
     assert costs.layers[1, 0] == pytest.approx([3e-3, 3e-3], **close)
@@ -194,13 +194,13 @@ def test_each_part_is_measured_at_its_place(tiny_model: MultiExitModel, recordin
     assert (costs.batch_sizes, costs.lengths, costs.typical) == ((1, 4), (4, 12), (1, 12))
 
 
-def test_heads_and_decisions_where_the_agent_looks(
+def test_heads_and_decisions_where_the_policy_looks(
     tiny_model: MultiExitModel, recording: Path
 ) -> None:
-    fixed = profile(tiny_model, learned(FixedLayer(layer=2), recording, "layer"), **SIZES)
+    fixed = profile(tiny_model, policy_of(FixedLayer(layer=2), recording), **SIZES)
     assert (fixed.policy > 0).all(axis=(1, 2)).tolist() == [False, True, False]
     assert fixed.heads[0].max() < fixed.heads[1].min()
-    patience = learned(Patience(patience=2), recording, "probs")
+    patience = policy_of(Patience(patience=2), recording)
     remembers = profile(tiny_model, patience, **SIZES)
     assert (remembers.policy > 0).all(axis=(1, 2)).tolist() == [False, True, False]
     assert remembers.heads[0].min() > fixed.heads[0].max()
@@ -261,8 +261,8 @@ def test_live_environment_with_a_measured_cost(
     tiny_model: MultiExitModel, tiny_tokenizer: Any, tiny_data: Dataset
 ) -> None:
     costs = profile(tiny_model, **SIZES)
-    arguments: dict[str, Any] = {"hardness": None, "alpha": 1.0, "quality": "correctness"}
-    env = LiveEarlyExitEnv(tiny_model, tiny_tokenizer, tiny_data, cost=costs, **arguments)
+    reward = Reward(quality="correctness", hardness=None, cost=costs)
+    env = LiveEarlyExitEnv(tiny_model, tiny_tokenizer, tiny_data, reward=reward, alpha=1.0)
     assert env.metadata["deterministic"] is False
     env.reset(seed=0)
     info = env.step(1)[4]
@@ -270,7 +270,7 @@ def test_live_environment_with_a_measured_cost(
     with torch.no_grad():
         tiny_model.heads[0].bias.add_(1)
     with pytest.raises(CeeGymError, match="profile that one"):
-        LiveEarlyExitEnv(tiny_model, tiny_tokenizer, tiny_data, cost=costs, **arguments)
+        LiveEarlyExitEnv(tiny_model, tiny_tokenizer, tiny_data, reward=reward, alpha=1.0)
 
 
 # The command
@@ -280,17 +280,15 @@ def test_live_environment_with_a_measured_cost(
 def saved(
     tiny_model: MultiExitModel, tiny_tokenizer: Any, recording: Path, tmp_path: Path
 ) -> tuple[str, str]:
-    """Directories of a model and of an agent."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
-    agent = learned(Confidence(threshold=0.7), recording, "confidence")
-    here = tmp_path / "run" / "round-0"
-    agent.save(here / "agent")
-    shutil.copytree(tmp_path / "model", here / "models" / "deployed")
-    (here / "evaluation.json").write_text("{}")
-    config = {"recording": None, "metrics": ["accuracy"]}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    return str(tmp_path / "model"), str(tmp_path / "run")
+    """Directories of a model and of a run of the confidence rule at 0.7 on its recording."""
+    deployed = recording / "models" / "deployed"
+    tiny_model.save_pretrained(deployed)
+    tiny_tokenizer.save_pretrained(deployed)
+    trainer = ConsistentEETrainer(
+        make_agent("confidence", threshold=0.7), tmp_path / "run", recording=recording
+    )
+    trainer.train(progress_bar=False)
+    return str(deployed), str(tmp_path / "run")
 
 
 def test_command(
@@ -313,7 +311,7 @@ def test_command(
     assert costs.typical == (1, 32)
     assert f"{1e3 * costs.embedding[1, 1]:.3f}" in out
 
-    main([*common, "--agent", run, "--trace", str(recording)])
+    main([*common, "--policy", run, "--trace", str(recording)])
     out = capsys.readouterr().out
     costs = CostModel.load(output)
     trace = open_split(recording, "dev")
@@ -326,7 +324,7 @@ def test_command(
 
     main(
         [
-            *(*common, "--agent", f"{run}/round-0/agent"),
+            *(*common, "--policy", f"{run}/round-0/agent"),
             *("--trace", str(recording), "--data", splits[1]),
         ]
     )
@@ -336,7 +334,7 @@ def test_command(
     assert costs.typical == (1, int(np.median(lengths)))
     expected = predict(costs, exits, lengths, 8)
     assert f"{expected.wall_clock_speedup:.2f}x ({20 * expected.full_depth:.2f}" in out
-    env = EarlyExitEnv(trace=recording, split="dev", cost=output)
+    env = EarlyExitEnv(trace=recording, split="dev", reward=Reward(cost=output))
     assert env.metadata["deterministic"] is False
 
 
@@ -348,30 +346,39 @@ def test_command_takes_what_predict_takes(
 ) -> None:
     _, run = saved
     output = tmp_path / "a" / "directory" / "costs.json"
-    given = ["--agent", run, "--trace", str(recording), "--data", splits[1]]
+    given = ["--policy", run, "--trace", str(recording), "--data", splits[1]]
     main(["profile", run, *FAST, *given, "--output", str(output)])
     costs = CostModel.load(output)
     assert costs.typical[0] == 2
     assert np.isfinite(costs.layer_costs()).all()
 
 
-def test_command_holds_an_agent_at_a_price(
-    saved: tuple[str, str], recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_command_measures_a_policy_at_a_price(
+    saved: tuple[str, str],
+    recording: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     env = EarlyExitEnv(trace=recording, observe=("layer", "confidence", "alpha"), alpha=(0.0, 1.0))
-    family = Reinforce().learn(env, 100)
-    family.save(tmp_path / "family")
-    family.at(alpha=0.25).save(tmp_path / "held")
-    command = ["profile", saved[0], *FAST, "--output", str(tmp_path / "costs.json"), "--agent"]
+    policy = Reinforce().learn(env, 100).policy
+    policy.save(tmp_path / "every-price")
+    policy.at(alpha=0.25).save(tmp_path / "held")
+    measured: list[float | None] = []
+
+    def note(model: MultiExitModel, policy: ExitPolicy, **sizes: Any) -> CostModel:
+        measured.append(policy.alpha)
+        return profile(model, policy, **sizes)
+
+    monkeypatch.setattr("cee_gym.measuring.profile", note)
+    command = ["profile", saved[0], *FAST, "--output", str(tmp_path / "costs.json"), "--policy"]
     with pytest.raises(SystemExit):
-        main([*command, str(tmp_path / "family")])
-    assert "a speed for every alpha from 0 to 1: give --alpha" in capsys.readouterr().err
-    main([*command, str(tmp_path / "family"), "--alpha", "0.5"])
+        main([*command, str(tmp_path / "every-price")])
+    assert "has a speed for every alpha from 0 to 1: choose one by" in capsys.readouterr().err
+    main([*command, str(tmp_path / "every-price"), "--alpha", "0.5"])
     main([*command, str(tmp_path / "held")])
-    held = _agent(tmp_path / "held", 0.5)
-    assert isinstance(held, AtAlpha)
-    assert held.alpha == 0.5
-    assert isinstance(held.agent, Reinforce)
+    main([*command, str(tmp_path / "held"), "--alpha", "0.75"])
+    assert measured == [0.5, 0.25, 0.75]
 
 
 def test_command_measures_nothing_that_it_cannot_write(
@@ -392,15 +399,16 @@ def test_command_measures_nothing_that_it_cannot_write(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--alpha", "7"], "--alpha is what to hold an agent at: give --agent too"),
-        (["--trace", "{recording}"], "give --agent too"),
+        (["--alpha", "7"], "--alpha is of a policy: give --policy too"),
+        (["--points-lost", "1"], "--points-lost is of a policy: give --policy too"),
+        (["--trace", "{recording}"], "give --policy too"),
         (["--data", "x"], "give --trace too"),
-        (["--agent", "{model}"], "neither an agent nor a complete run at"),
+        (["--policy", "{model}"], "there is no exit policy at"),
         (["--batch-sizes", "4"], "batch_sizes must be at least two"),
         (["--lengths", "8", "41"], "lengths must be 1 to 40"),
         (["--device", "abacus"], "--device abacus: "),
-        (["--agent", "{run}", "--trace", "{other}"], "is of model 0123, not "),
-        (["--agent", "{run}", "--trace", "{recording}", "--data", "{less}"], "has no row dev/"),
+        (["--policy", "{run}", "--trace", "{other}"], "is of model 0123, not "),
+        (["--policy", "{run}", "--trace", "{recording}", "--data", "{less}"], "has no row dev/"),
     ],
 )
 def test_command_refuses(

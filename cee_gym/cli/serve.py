@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cee_gym.cli.arguments import SpeedArguments
-from cee_gym.errors import check_number
+from cee_gym.errors import CeeGymError, check_number
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Serve:
         from cee_gym.serving.server import full_depth, make_app, serve
 
         quiet_transformers()
+        if self.full_depth and self.speed.option is not None:
+            raise CeeGymError(f"--full-depth runs all layers: leave {self.speed.option} out")
         if self.threads is not None:
             check_number("--threads", self.threads, 1)
             torch.set_num_threads(self.threads)

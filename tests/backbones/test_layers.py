@@ -267,3 +267,11 @@ def test_a_decoder_has_layers_too() -> None:
         ours = run(make_shell(backbone), inputs)[-1]
         theirs = backbone(**inputs).last_hidden_state
     torch.testing.assert_close(backbone.ln_f(ours), theirs)
+
+
+def test_a_layer_of_a_shell_that_is_being_unpickled_has_no_attributes_yet() -> None:
+    (layer, *_) = make_shell(BertModel(BERT)).encoder.layer
+    assert layer.attention is not None  # of the layer it stands for
+    empty = type(layer).__new__(type(layer))
+    with pytest.raises(AttributeError):
+        _ = empty.attention

@@ -81,7 +81,9 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
     ):
         assert said in refused(capsys, *rte, f"--{option}", value), option
     assert not Path("run").exists()
-    assert "at least 2" in refused(capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1")
+    assert "rollouts must be 2 to" in refused(
+        capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1"
+    )
     assert "backbone.batch_size must be at least 1" in refused(
         capsys, "train", CLAUSES, "--rounds", "1", "--backbone.batch-size", "0"
     )

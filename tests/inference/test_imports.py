@@ -47,3 +47,19 @@ def test_importing_and_predicting_load_no_library_of_training(saved) -> None:
     assert not modules & HEAVY
     own = {name.split(".")[1] for name in modules if name.startswith("cee_gym.")}
     assert not own & {"training", "agents", "onnx", "serving", "cli"}
+
+
+def test_serving_a_run_loads_no_library_of_training(run) -> None:
+    modules = loaded(
+        "from cee_gym.inference import EarlyExitPipeline\n"
+        "from cee_gym.serving.server import make_app\n"
+        "from cee_gym.policies.speeds import Speed\n"
+        "pipeline = EarlyExitPipeline.from_pretrained('run', saved_layers=0.3, device='cpu')\n"
+        "pipeline.at(Speed(alpha=0.5))('the cat sat')\n"
+        "make_app(pipeline)",
+        run.parent,
+    )
+    assert "cee_gym.policies.per_layer" in modules
+    assert not modules & HEAVY
+    own = {name.split(".")[1] for name in modules if name.startswith("cee_gym.")}
+    assert not own & {"training", "agents", "onnx", "cli"}
