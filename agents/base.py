@@ -118,7 +118,12 @@ class Agent(ABC):
     def hand_over(self, score: Score, threshold: float = 0.5) -> None:
         """Makes a score the policy it has learned."""
         self._policy = ExitPolicy(
-            score, self.layout, threshold, self.alpha_range, model=self._model
+            score,
+            self.layout,
+            threshold,
+            self.alpha_range,
+            model=self._model,
+            learned_by=self.name,
         )
 
     def hyperparameters(self) -> dict[str, Any]:

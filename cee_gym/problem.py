@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cee_gym.errors import CeeGymError
 from cee_gym.hardness import HARDNESS, memorized_layer
 from cee_gym.observation import PARTS, Layout
-from cee_gym.recorded_observations import recorded_observations
+from cee_gym.recorded_observations import RecordedObservations, recorded_observations
 from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.recordings import find_recording, open_split
 from cee_gym.traces.trace import Trace
@@ -48,6 +48,15 @@ class Problem:
         price: float32 `[N, L]`, what it costs, in units of alpha.
     """
 
+    trace: Trace
+    reward: Reward
+    alpha: tuple[float, float]
+    recorded: RecordedObservations
+    layout: Layout
+    quality: Floats
+    price: Floats
+    _observe: tuple[str, ...]
+
     def __init__(
         self,
         trace: Trace,
@@ -55,17 +64,27 @@ class Problem:
         observe: Sequence[str] = OBSERVE,
         alpha: float | Sequence[float] = 0.035,
     ) -> None:
-        self.trace = trace
-        self.reward = reward or Reward()
-        self.alpha = alpha_range(alpha)
-        self.recorded = recorded_observations(trace, observe)
-        self.layout: Layout = self.recorded.layout
-        self._observe = tuple(observe)
+        recorded = recorded_observations(trace, observe)
+        # Set past `__setattr__`, which refuses: problems are shared.
+        vars(self).update(
+            trace=trace,
+            reward=reward or Reward(),
+            alpha=alpha_range(alpha),
+            recorded=recorded,
+            layout=recorded.layout,
+            _observe=tuple(observe),
+        )
         if not self.reward.deterministic:
             self.reward.cost.check_model(trace.header.model)  # type: ignore[union-attr]
-        self.quality: Floats = _frozen(self.reward.quality_of(trace))
+        depths = np.asarray(trace.header.depths)
+        vars(self).update(quality=_frozen(self.reward.quality_of(trace)))
         self._check_depth()
-        self.price: Floats = _frozen(self.reward.price_of(trace, np.asarray(trace.header.depths)))
+        vars(self).update(price=_frozen(self.reward.price_of(trace, depths)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"a problem cannot be changed, as others share it: make one with another {name}"
+        )
 
     def _check_depth(self) -> None:
         """Refuses a quality that reads deeper exits and does not say so."""

@@ -315,3 +315,10 @@ def test_a_hundred_copies_of_an_environment_hold_no_tables(
     tracemalloc.stop()
     assert all(one.problem is env.problem for one in copies)
     assert held < 100 * (env.problem.quality.nbytes + env.problem.price.nbytes)
+
+
+def test_a_problem_cannot_be_changed(tmp_path: Path) -> None:
+    problem = Problem(write_trace(tmp_path / "trace", n=4))
+    for name in ("alpha", "reward", "quality", "trace", "anything"):
+        with pytest.raises(AttributeError, match="a problem cannot be changed"):
+            setattr(problem, name, None)

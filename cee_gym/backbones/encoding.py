@@ -26,7 +26,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         # Where it is left open transformers asks on the standard input, which may hold texts.
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # damaged files bring about errors of any kind
         raise BackboneError(f"no tokenizer at {name_or_path}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where weights lie without a vocabulary, transformers makes a tokenizer that knows no word.
@@ -62,6 +62,11 @@ def check_tokenizer(
             "token embeddings"
         )
     columns = tokenizer("a", "a" if pair else None)
+    if lacking := [name for name in ("input_ids", "attention_mask") if name not in columns]:
+        raise BackboneError(
+            f"the tokenizer gives no {' and no '.join(lacking)}: put it into the tokenizer's "
+            "model_input_names"
+        )
     takes = inspect.signature(backbone.forward).parameters
     extra = sorted(set(columns) - set(takes))
     if extra and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):

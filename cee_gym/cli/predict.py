@@ -187,7 +187,9 @@ class Predict:
         """
         names = model.labels
         first_numbers: tuple[int, ...] = (0, 1)
-        if model.config.task in task_names():
+        if model.config.first_number is not None:
+            first_numbers = (model.config.first_number,)
+        elif model.config.task in task_names():
             task = get_task(model.config.task)
             if list(task.labels) == names:
                 first_numbers = (task.first_number,)

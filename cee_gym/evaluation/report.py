@@ -128,7 +128,10 @@ def _guaranteed(
     )
     held = replace(policy, threshold=found.threshold.value, chosen_on=found.threshold.chosen_on)
     checked = found.check(dev.trace, policy.scores_on(dev, policy.alpha))
-    return f"{promise.risk}-{promise.epsilon:.15g}-{promise.delta:.15g}", held, checked
+    point = f"{promise.risk}-{promise.epsilon:.15g}-{promise.delta:.15g}"
+    if policy.alpha is not None:
+        point += f"-alpha-{policy.alpha:.15g}"
+    return point, held, checked
 
 
 def point_id(speed: Speed) -> str:

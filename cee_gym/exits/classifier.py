@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -35,6 +34,8 @@ class MultiExitConfig(PreTrainedConfig):
         max_tokens: in tokens; longer texts are cut.
         task: the name of the task it was trained for.
         pair: whether it classifies pairs of texts.
+        first_number: the number of the first class in data that numbers the classes of the task;
+            None where that is not known.
         family: the fields of the backbone's `Family` when the exits were put on it; by default
             what is known of it now.
         **kwargs: as for every configuration, `id2label` among them.
@@ -52,12 +53,23 @@ class MultiExitConfig(PreTrainedConfig):
         max_tokens: int = 128,
         task: str | None = None,
         pair: bool = False,
+        first_number: int | None = None,
         family: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        for name, value, known in (
+            ("pooler", pooler, ("shared", "per_layer")),
+            ("pooling", pooling, ("first", "mean")),
+        ):
+            if value not in known:
+                raise BackboneError(
+                    f"{name} {value!r} of a model with exits is unknown: use {' or '.join(known)}"
+                )
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise BackboneError(f"max_tokens must be a whole number from 1 up, got {max_tokens!r}")
         self.backbone_config = backbone_config
         self.pooler = pooler
         self.pooling = pooling
@@ -65,6 +77,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.max_tokens = max_tokens
         self.task = task
         self.pair = pair
+        self.first_number = first_number
         self.family = family
         super().__init__(**kwargs)
 
@@ -75,7 +88,13 @@ class MultiExitConfig(PreTrainedConfig):
         Raises:
             BackboneError: if `id2label` does not number them from 0 to C - 1.
         """
-        names: dict[Any, str] = dict(self.id2label or {})
+        names: dict[Any, Any] = dict(self.id2label or {})
+        if not all(isinstance(name, str) for name in names.values()):
+            raise BackboneError(
+                f"id2label names classes that are no text: {', '.join(map(repr, names.values()))}"
+            )
+        if len(set(names.values())) < len(names):
+            raise BackboneError(f"id2label gives two classes one name: {', '.join(names.values())}")
         if sorted(names) != list(range(len(names))):
             raise BackboneError(
                 f"id2label numbers {len(names)} classes as {', '.join(map(str, sorted(names)))}: "
@@ -160,6 +179,7 @@ class MultiExitModel(PreTrainedModel):
         max_tokens: int = 128,
         task: str | None = None,
         pair: bool = False,
+        first_number: int | None = None,
         seed: int = 0,
     ) -> Self:
         """Puts fresh exit heads on a pre-trained encoder.
@@ -175,6 +195,7 @@ class MultiExitModel(PreTrainedModel):
             max_tokens: in tokens; at most what the backbone takes.
             task: recorded in the configuration.
             pair: whether it is to classify pairs of texts; recorded too.
+            first_number: the number of the first class in the task's data; recorded too.
             seed: of the fresh weights.
 
         Raises:
@@ -183,7 +204,7 @@ class MultiExitModel(PreTrainedModel):
         """
         try:
             own_config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # a damaged configuration brings about errors of any kind
             raise unreachable_backbone(name_or_path, error) from error
         check_encoder(own_config)
         try:
@@ -195,7 +216,7 @@ class MultiExitModel(PreTrainedModel):
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except Exception as error:  # as above
             raise unreachable_backbone(name_or_path, error) from error
         check_backbone_loaded(name_or_path, backbone, loaded)
         family = family_of(backbone.config)
@@ -208,6 +229,7 @@ class MultiExitModel(PreTrainedModel):
             max_tokens=min(max_tokens, _most_tokens(backbone) or max_tokens),
             task=task,
             pair=pair,
+            first_number=first_number,
             family=asdict(family),
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
@@ -328,7 +350,7 @@ def load_model(
         )
     except BackboneError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files bring about errors of any kind
         raise BackboneError(f"there is no model at {name_or_path}: {first_line(error)}") from error
     model, loaded = found
     check_loaded(name_or_path, loaded)

@@ -74,7 +74,7 @@ class EarlyExitPipeline:
         device: torch.device | str | None = None,
         measured: Measured | None = None,
     ) -> None:
-        check_number("batch_size", batch_size, 1)
+        check_number("batch_size", batch_size, 1, 2**20)
         check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
         if device is not None:
             model.to(torch.device(device))  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, Speeds
 from cee_gym.problem import Problem
 from cee_gym.runs import Run, is_run, kept_policies, refused_if_damaged
+from cee_gym.traces.recordings import open_split, recorded_splits
 
 VERSION = 2
 POLICY, MEASURED = "policy", "pipeline.json"
@@ -81,11 +82,25 @@ def load(
     weights = weights_in(directory)
     model = load_model(weights)
     policy, measured = find_policy(directory)
+    if measured.run is not None:
+        _check_labels(model, measured.run)
     chosen = measured.choose(speed or Speed(), policy)
     chosen.check_has_a_speed()
     if chosen is not policy:
         measured = replace(measured, evaluation=None)  # it was of another speed
     return Pretrained(model, load_tokenizer(str(weights)), chosen, measured)
+
+
+def _check_labels(model: MultiExitModel, run: Run) -> None:
+    """Refuses a model whose classes are not those its run was recorded with."""
+    for split in recorded_splits(run.recording)[:1]:
+        labels = open_split(run.recording, split).header.labels
+        if labels is not None and list(labels) != model.labels:
+            raise CeeGymError(
+                f"the model of the run at {run.directory} names its classes "
+                f"{', '.join(model.labels)}, and they were recorded as {', '.join(labels)}: put "
+                "id2label in its config.json back"
+            )
 
 
 def locate(name_or_directory: str | Path, revision: str | None = None) -> Path:

@@ -43,6 +43,7 @@ class ExitPolicy:
             known.
         chosen_on: the fingerprint of the trace its threshold or price was chosen on; empty where
             they were given.
+        learned_by: the name of the agent that learned it; empty where none did.
     """
 
     score: Score
@@ -52,6 +53,7 @@ class ExitPolicy:
     alpha: float | None = None
     model: str | None = None
     chosen_on: str = ""
+    learned_by: str = ""
 
     def __repr__(self) -> str:
         held = "" if self.alpha is None else f", alpha {self.alpha:.4g}"
@@ -60,8 +62,8 @@ class ExitPolicy:
 
     @property
     def name(self) -> str:
-        """That of its score."""
-        return self.score.name
+        """That of the agent that learned it, or of its score."""
+        return self.learned_by or self.score.name
 
     @property
     def observe(self) -> tuple[str, ...]:
@@ -193,7 +195,7 @@ class ExitPolicy:
             low, high = self.alpha_range
             raise CeeGymError(
                 f"this {self.name} policy has a speed for every alpha from {low:g} to {high:g}: "
-                "choose one by alpha, saved layers or points lost"
+                "choose one by alpha, saved layers or points lost, or a point that was kept (--at)"
             )
 
     def check_fits(self, layout: Mapping[str, slice], model: str | None) -> None:
@@ -248,7 +250,7 @@ class ExitPolicy:
         """All of it but the tensors, JSON-able."""
         return {
             "version": VERSION,
-            "score": SCORES.full_name(self.name),
+            "score": SCORES.full_name(self.score.name),
             "settings": self.score.settings(),
             "threshold": self.threshold,
             "alpha": self.alpha,
@@ -259,6 +261,7 @@ class ExitPolicy:
             },
             "model": self.model,
             "chosen_on": self.chosen_on,
+            "learned_by": self.learned_by,
         }
 
     @classmethod
@@ -292,6 +295,7 @@ class ExitPolicy:
                 None if found["alpha"] is None else float(found["alpha"]),
                 found["model"],
                 found["chosen_on"],
+                str(found["learned_by"]),
             )
         except CeeGymError:
             raise

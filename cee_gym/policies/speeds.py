@@ -204,7 +204,10 @@ class Speed:
                 raise CeeGymError(f"no point {self.at!r}: {did_you_mean(self.at, list(known))}")
             return known[self.at]
         if self.alpha is not None or self.threshold is not None:
-            return policy.at(alpha=self.alpha, threshold=self.threshold)
+            alpha = self.alpha
+            if alpha is None and policy.has_every_price and policy.alpha is None:
+                alpha = sum(policy.alpha_range) / 2  # where evaluation holds it too
+            return policy.at(alpha=alpha, threshold=self.threshold)
         if not self.needs_speeds:
             return policy
         if speeds is None:

@@ -34,11 +34,12 @@ class PredictRequest(BaseModel):
     ] = None
     threshold: Annotated[
         float | None,
-        Field(ge=0, le=1, description="leave above this score of the policy"),
+        Field(strict=True, ge=0, le=1, description="leave above this score of the policy"),
     ] = None
     alpha: Annotated[
         float | None,
         Field(
+            strict=True,
             ge=0,
             allow_inf_nan=False,
             description="the price of one layer, for a policy that was learned for a range of "
@@ -47,11 +48,17 @@ class PredictRequest(BaseModel):
     ] = None
     saved_layers: Annotated[
         float | None,
-        Field(ge=0, lt=1, description="the slowest speed that saves this share of the layers"),
+        Field(
+            strict=True,
+            ge=0,
+            lt=1,
+            description="the slowest speed that saves this share of the layers",
+        ),
     ] = None
     points_lost: Annotated[
         float | None,
         Field(
+            strict=True,
             allow_inf_nan=False,
             description="the fastest speed that loses at most so many points of accuracy",
         ),

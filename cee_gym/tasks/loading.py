@@ -171,7 +171,10 @@ def _read_parquet(task: Task, split: str, file: Path) -> _Split | None:
 
     try:
         schema = pq.read_schema(file)
-        features = Features.from_arrow_schema(schema)
+        # Only of the columns that are needed: datasets has no name for some types of others.
+        needed = {task.text, task.pair, task.label, *task.other_names}
+        fields = [field for field in schema if field.name in needed]
+        features = Features.from_arrow_schema(pa.schema(fields, metadata=schema.metadata))
         return _split(
             task,
             split,
@@ -181,7 +184,9 @@ def _read_parquet(task: Task, split: str, file: Path) -> _Split | None:
                 pq.read_table(file, columns=[name]).column(name).to_pylist(), features[name]
             ),
         )
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file} cannot be read as parquet: {first_line(error)}") from None
 
 

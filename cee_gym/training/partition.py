@@ -81,6 +81,10 @@ def partition(
         fit = {DEPLOYED: policy}
         traced_by = [DEPLOYED] * len(policy)
         if policy_data == "cross_fit":
+            if folds > len(rest):
+                raise DataError(
+                    f"{len(rest)} rows of train are too few for {folds} folds: ask for fewer"
+                )
             fold_of = np.empty(num_rows, dtype=np.int64)
             fold_of[rest] = np.arange(len(rest)) % folds
             for fold in range(folds):

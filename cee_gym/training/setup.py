@@ -138,7 +138,7 @@ class Setup:
         """Of a backbone that is a `MultiExitModel` already."""
         try:
             config = AutoConfig.from_pretrained(self.backbone, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # a damaged configuration brings about errors of any kind
             raise unreachable_backbone(self.backbone, error) from error
         if isinstance(config, MultiExitConfig):
             return config
@@ -163,6 +163,7 @@ class Setup:
             self.task.labels,
             task=self.task.name,
             pair=self.task.pair is not None,
+            first_number=self.task.first_number,
             seed=self.config.seed,
             **{name: asked for name in OF_EXITS if (asked := getattr(self.config, name))},
         )

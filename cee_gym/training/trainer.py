@@ -16,7 +16,7 @@ from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
-from cee_gym.traces.recordings import open_split
+from cee_gym.traces.recordings import open_split, recorded_splits
 from cee_gym.training.config import AlternationConfig
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
 from cee_gym.training.setup import Setup
@@ -115,6 +115,9 @@ class ConsistentEETrainer:
                 settings; or if the agent cannot learn from these observations.
         """
         self._check_problem()
+        if self.recording is not None:
+            for split in recorded_splits(self.recording):
+                open_split(self.recording, split).verify()
         self._claim_output(resume)
         logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
         results: dict[str, Any] = {}

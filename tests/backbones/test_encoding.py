@@ -257,3 +257,10 @@ def test_a_broken_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=f"no tokenizer at {tmp_path}") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tiny_tokenizer, tiny_model) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.model_input_names = ["input_ids"]
+    with pytest.raises(BackboneError, match="gives no attention_mask"):
+        check_tokenizer(tokenizer, tiny_model.backbone, pair=False)

@@ -486,3 +486,21 @@ def test_minilm_runs_layer_by_layer(shared: Path, name: str) -> None:
         torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
     pooled = theirs(**inputs).pooler_output
     torch.testing.assert_close(model(**inputs).states[:, -1], pooled, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id2label": {0: "a", 1: "a"}}, "two classes one name"),
+        ({"id2label": {0: "a", 1: None}}, "no text"),
+        ({"pooling": "max"}, "pooling 'max'"),
+        ({"pooler": "none"}, "pooler 'none'"),
+        ({"max_tokens": "128"}, "max_tokens must be"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(tmp_path, tiny_model, settings, message) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(BackboneError, match=message):
+        load_model(tmp_path)

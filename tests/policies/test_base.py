@@ -250,6 +250,6 @@ def test_other_observations_are_refused_with_the_sizes_of_both(problem) -> None:
 
 def test_it_says_what_it_is(every_price) -> None:
     assert repr(every_price.at(alpha=0.05, threshold=0.25)) == (
-        "<ExitPolicy per-layer: reads hidden, layer, probs, entropy, confidence, alpha; "
+        "<ExitPolicy expected-return: reads hidden, layer, probs, entropy, confidence, alpha; "
         "threshold 0.25, alpha 0.05>"
     )

@@ -11,6 +11,7 @@ from cee_gym.agents import CAT, ExpectedReturn, Reinforce, make_agent
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.rules import Confidence
 from cee_gym.policies.speeds import AT_ONCE, NEVER, OperatingPoint, Speed, Speeds, measure_speeds
 from cee_gym.problem import Problem
 from tests.made_traces import write_recording
@@ -255,3 +256,11 @@ def test_what_was_chosen_survives_saving(every_price, calibration, recording, tm
     once_more = again.for_budget(saved_layers=0.2, on=calibration)
     fresh = every_price.for_budget(saved_layers=0.2, on=calibration)
     assert once_more.description() == fresh.description()
+
+
+def test_a_threshold_alone_holds_a_policy_of_every_price_at_the_middle() -> None:
+    policy = ExitPolicy(
+        Confidence(), {"confidence": slice(0, 1), "alpha": slice(1, 2)}, alpha_range=(0.0, 0.3)
+    )
+    held = Speed(threshold=0.7).choose(policy)
+    assert (held.threshold, held.alpha) == (0.7, 0.15)

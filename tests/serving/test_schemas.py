@@ -61,3 +61,10 @@ def test_what_is_taken(asked: dict[str, Any]) -> None:
 def test_what_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PredictRequest.model_validate({"texts": ["a cat"]} | asked)
+
+
+@pytest.mark.parametrize("name", ["threshold", "alpha", "saved_layers", "points_lost"])
+@pytest.mark.parametrize("value", [True, "0.5"])
+def test_a_number_is_neither_a_truth_value_nor_a_text(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        PredictRequest.model_validate({"texts": ["a cat"], name: value})

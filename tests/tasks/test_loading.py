@@ -643,3 +643,14 @@ def test_mcid_is_whole(shared: Path) -> None:
         "text": "this is great how do i help you",
         "label": get_task("mcid").labels.index("donate"),
     }
+
+
+def test_a_parquet_column_of_a_type_datasets_has_no_name_for_is_passed_over(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    other = pa.array([[("a", 1)], [("b", 2)]], type=pa.map_(pa.string(), pa.int32()))
+    rows = pa.table({"sentence": ["good", "bad"], "label": [1, 0], "other": other})
+    for split in ("train", "dev"):
+        pq.write_table(rows, tmp_path / f"{split}.parquet")
+    assert load_splits(get_task("sst2"), str(tmp_path))["train"]["label"][:] == [1, 0]

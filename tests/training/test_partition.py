@@ -55,3 +55,8 @@ def test_too_few_rows_and_unknown_ways_are_refused() -> None:
         partition(2, "held_out")
     with pytest.raises(DataError, match="cross_fit"):
         partition(100, "crossfit")  # type: ignore[arg-type]
+
+
+def test_more_folds_than_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="too few for 90 folds"):
+        partition(80, "cross_fit", folds=90)

@@ -200,7 +200,7 @@ def test_what_was_learned_is_not_lost_where_the_report_fails(tmp_path, monkeypat
         patch.setattr(trainer_module, "report", fail)
         with pytest.raises(CeeGymError, match="no such metric"):
             run("stopped").train()
-    assert ExitPolicy.load(tmp_path / "stopped" / "round-0" / "agent").name == "per-layer"
+    assert ExitPolicy.load(tmp_path / "stopped" / "round-0" / "agent").name == "reinforce"
     with monkeypatch.context() as patch:
         patch.setattr(Reinforce, "learn", fail)
         assert run("stopped").train(resume=True) == whole
