@@ -316,3 +316,14 @@ def test_it_is_pushed_whole_and_fetched_from_the_hub(pipeline, tmp_path, monkeyp
     monkeypatch.setattr("cee_gym.inference.pretrained.snapshot_download", snapshot_download)
     fetched = EarlyExitPipeline.from_pretrained("me/tiny", revision="v1", device="cpu")
     assert_same(fetched("the cat sat"), pipeline("the cat sat"))
+
+
+def test_a_model_whose_classes_are_not_those_of_its_run_is_refused(run) -> None:
+    file = Run.open(run).weights / "config.json"
+    config = json.loads(file.read_text())
+    names = config["id2label"]
+    config["id2label"] = {"0": names["1"], "1": names["0"]}
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    file.write_text(json.dumps(config))
+    with pytest.raises(CeeGymError, match="names its classes"):
+        load(run)

@@ -481,3 +481,13 @@ def test_the_measured_transfer_is_as_good_as_the_readme_says() -> None:
             for states in ("own", "deployed")
         )
         assert (other >= own - 0.01).all()
+
+
+def test_nothing_is_learned_from_a_recording_that_was_changed(tmp_path) -> None:
+    recording = write_recording(tmp_path / "r")
+    file = recording / "train" / "loss.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    trainer = ConsistentEETrainer(Reinforce(), tmp_path / "run", recording=recording)
+    with pytest.raises(CeeGymError, match=r"loss\.npy does not match its checksum"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
