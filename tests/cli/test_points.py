@@ -96,7 +96,7 @@ def test_a_price_is_a_speed_of_an_agent_that_learned_for_a_range(tmp_path, capsy
     assert kept(Path("run"))["alpha-0.02"]["alpha"] == 0.02
     promise = ("--guarantee", "harm", "--epsilon", "0.2", "--alpha", "0.02")
     main(["evaluate", "run", *promise])
-    assert kept(Path("run"))["harm-0.2-0.05"]["alpha"] == 0.02
+    assert kept(Path("run"))["harm-0.2-0.05-alpha-0.02"]["alpha"] == 0.02
     assert kept(Path("run"))["own"]["alpha"] == 0.05
     main([*train.split(), "--output", "one-price"])
     assert "learned for one price" in refused(capsys, "evaluate", "one-price", "--alpha", "0.02")

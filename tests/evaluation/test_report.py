@@ -188,8 +188,8 @@ def test_a_promise_is_for_the_price_that_was_asked_for(every_price) -> None:
     found = guaranteed_threshold(
         calibration.trace, held.scores_on(calibration), risk="harm", epsilon=0.2, delta=0.2
     )
-    assert points["harm-0.2-0.2"]["alpha"] == 0.1
-    assert points["harm-0.2-0.2"]["threshold"] == found.threshold.value
+    assert points["harm-0.2-0.2-alpha-0.1"]["alpha"] == 0.1
+    assert points["harm-0.2-0.2-alpha-0.1"]["threshold"] == found.threshold.value
     assert points["own"]["alpha"] == 0.25
     assert points["alpha-0.1"]["threshold"] == 0.5
 
