@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from cee_gym.agents.access import AnyEnv, access
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import full_agent_name, make_agent
-from cee_gym.documents import read_document, write_document
-from cee_gym.errors import CeeGymError, first_line
+from cee_gym.documents import read_document, refused_if_damaged, write_document
+from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout
 from cee_gym.policies.base import ExitPolicy, check_layout
 from cee_gym.policies.score import Score
@@ -183,19 +183,14 @@ def load_agent(directory: str | Path) -> Agent:
         directory / "agent.json", "agent", remedy="train it again", versions=[VERSION]
     )
     policy = ExitPolicy.load(directory)
-    try:
+    # Of whatever kind a damaged file brings about.
+    with refused_if_damaged(f"the agent at {directory}", "train it again", (Exception,)):
         agent = make_agent(found["agent"], **found["hyperparameters"])
         tensors = load_file(directory / "agent.safetensors")
         agent.timesteps = int(tensors.pop("timesteps"))
         agent.layout, agent.alpha_range = policy.layout, policy.alpha_range
         agent._model, agent._policy = policy.model, policy
         agent.take(policy, tensors)
-    except CeeGymError:
-        raise
-    except Exception as error:  # of whatever kind a damaged file brings about
-        raise CeeGymError(
-            f"the agent at {directory} is damaged ({first_line(error)}): train it again"
-        ) from error
     return agent
 
 

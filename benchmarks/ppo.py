@@ -29,7 +29,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from cee_gym.agents import PPO
-from cee_gym.agents.base import AnyEnv
+from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.returns import expected_return
 

@@ -66,10 +66,10 @@ def main(args: Args) -> None:
             "dev_accuracy_per_layer": dev.correct.mean(axis=0).round(4).tolist(),
         }
         settings = ProblemSettings(observe=("hidden", "layer"))
-        problems = [settings.problem(recording, split) for split in ("calibration", "dev")]
+        calibration, held_out = (settings.problem(recording, s) for s in ("calibration", "dev"))
         for kind in (Reinforce, ExpectedReturn, LongstaffSchwartz):
             agent = kind(seed=seed).learn(problem_env(recording, settings), 300_000)
-            results = report(agent.policy, *problems, ("accuracy",))
+            results = report(agent.policy, calibration, held_out, ("accuracy",))
             point = results["points"]["own"]["measured"]["dev"]
             row[agent.name] = {
                 key: point[key] for key in ("accuracy", "saved_layers", "mean_return")

@@ -2,11 +2,14 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cee_gym.errors import CeeGymError, first_line
+
+ILL_TYPED = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 def write_document(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
@@ -74,6 +77,28 @@ def read_document(
             f"version {', '.join(map(str, sorted(versions)))}: {remedy}"
         )
     return document
+
+
+@contextmanager
+def refused_if_damaged(
+    what: str, remedy: str, kinds: tuple[type[Exception], ...] = ILL_TYPED
+) -> Iterator[None]:
+    """Tells in one line that something read does not hold what it should.
+
+    Args:
+        what: it is and where, for the message: `"the agent at DIRECTORY"`.
+        remedy: what to do: `"train it again"`.
+        kinds: of errors that damage brings about; by default those of a missing or ill-typed value.
+
+    Raises:
+        CeeGymError: in place of an error of these kinds; one of its own passes as it is.
+    """
+    try:
+        yield
+    except CeeGymError:
+        raise
+    except kinds as failure:
+        raise CeeGymError(f"{what} is damaged ({first_line(failure)}): {remedy}") from failure
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,15 +8,14 @@ round-R/evaluation.json  what the policy comes to, with its operating points; th
 points.json              the operating points that `cee-gym evaluate` kept beside those, by name
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from cee_gym.documents import read_document, write_document
-from cee_gym.errors import CeeGymError, first_line
+from cee_gym.documents import read_document, refused_if_damaged, write_document
+from cee_gym.errors import CeeGymError
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import AT_ONCE, NEVER, Speeds
 from cee_gym.problem import Problem
@@ -63,7 +62,7 @@ class Run:
         found = read_document(
             file, "run's config.json", remedy="give another --output and train again"
         )
-        with refused_if_damaged(file, "give another --output and train again"):
+        with refused_if_damaged(str(file), "give another --output and train again"):
             return cls(
                 directory,
                 ProblemSettings.from_json(found["problem"]),
@@ -131,7 +130,7 @@ class Run:
         Raises:
             CeeGymError: if they are damaged.
         """
-        with refused_if_damaged(self.newest_round / EVALUATION, "train again"):
+        with refused_if_damaged(str(self.newest_round / EVALUATION), "train again"):
             return Speeds.from_json(self.evaluation["speeds"])
 
     def problem(self, split: str) -> Problem:
@@ -162,9 +161,9 @@ class Run:
         Raises:
             CeeGymError: if they are damaged.
         """
-        with refused_if_damaged(self.newest_round / EVALUATION, "train again"):
+        with refused_if_damaged(str(self.newest_round / EVALUATION), "train again"):
             learned = kept_policies(self.policy, self.evaluation["points"])
-        with refused_if_damaged(self.directory / POINTS, "remove it and evaluate again"):
+        with refused_if_damaged(str(self.directory / POINTS), "remove it and evaluate again"):
             return learned | kept_policies(self.policy, self._kept())
 
     def keep(self, points: Mapping[str, Mapping[str, Any]]) -> None:
@@ -178,7 +177,7 @@ class Run:
         Raises:
             CeeGymError: if those kept before are damaged.
         """
-        with refused_if_damaged(self.directory / POINTS, "remove it and evaluate again"):
+        with refused_if_damaged(str(self.directory / POINTS), "remove it and evaluate again"):
             kept = self._kept()
             for name, point in points.items():
                 before = kept.get(name, point)
@@ -216,22 +215,3 @@ def kept_policies(
         chosen_on = "" if point["chosen_on"] is None else str(point["chosen_on"]["trace"])
         held[name] = replace(policy, threshold=threshold, alpha=alpha, chosen_on=chosen_on)
     return held
-
-
-@contextmanager
-def refused_if_damaged(file: Path, remedy: str) -> Iterator[None]:
-    """Tells in one line that a document does not hold what it should.
-
-    Args:
-        file: of the document.
-        remedy: what to do, such as `"train again"`.
-
-    Raises:
-        CeeGymError: in place of what a missing or ill-typed value brings about.
-    """
-    try:
-        yield
-    except CeeGymError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CeeGymError(f"{file} is damaged ({first_line(error)}): {remedy}") from None

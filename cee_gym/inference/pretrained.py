@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedTokenizerBase
 
 from cee_gym.backbones.encoding import load_tokenizer
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import read_document, refused_if_damaged, write_document
 from cee_gym.errors import CeeGymError, first_line
 from cee_gym.evaluation.curve import evaluate_policy, fixed_layers
 from cee_gym.exits import MultiExitModel, load_model
@@ -24,7 +24,7 @@ from cee_gym.inference.model_card import model_card
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, Speeds
 from cee_gym.problem import Problem
-from cee_gym.runs import Run, is_run, kept_policies, refused_if_damaged
+from cee_gym.runs import Run, is_run, kept_policies
 from cee_gym.traces.recordings import open_split, recorded_splits
 
 VERSION = 2
@@ -226,7 +226,7 @@ def _read(file: Path, policy: ExitPolicy) -> Measured:
     if not file.exists():
         return Measured()
     found = read_document(file, "pipeline.json", remedy="save it again", versions=[VERSION])
-    with refused_if_damaged(file, "save it again"):
+    with refused_if_damaged(str(file), "save it again"):
         speeds = found["speeds"]
         return Measured(
             None,

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cee_gym.backbones.layers import LayerCall
-from cee_gym.documents import read_document
-from cee_gym.errors import CeeGymError, first_line
+from cee_gym.documents import read_document, refused_if_damaged
+from cee_gym.errors import CeeGymError
 
 VERSION = 1
 OUTPUTS = ["hidden_after", "state", "logits"]
@@ -54,7 +54,7 @@ class OnnxModel:
             remedy="export it again",
             versions=[VERSION],
         )
-        try:
+        with refused_if_damaged(f"the exported model at {directory}", "export it again"):
             self.fingerprint: str = description["model"]
             self.labels: list[str] = description["labels"]
             self.num_layers: int = description["num_layers"]
@@ -63,11 +63,6 @@ class OnnxModel:
             self.exit_layers: list[int] = description["exit_layers"]
             self._inputs: list[str] = description["inputs"]
             files = dict(description["files"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CeeGymError(
-                f"the exported model at {directory} is damaged ({first_line(error)}): export it "
-                "again"
-            ) from None
         self.num_labels = len(self.labels)
         for name, expected in files.items():
             path = self.directory / name

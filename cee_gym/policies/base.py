@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import ILL_TYPED, read_document, refused_if_damaged, write_document
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.observation import PARTS, Layout
 from cee_gym.policies.score import SCORES, Decider, Floats, Score
@@ -275,7 +275,8 @@ class ExitPolicy:
         found = read_document(
             directory / "policy.json", "exit policy", remedy="train it again", versions=[VERSION]
         )
-        try:
+        kinds = (*ILL_TYPED, OSError, RuntimeError)  # of the tensors too
+        with refused_if_damaged(f"the exit policy at {directory}", "train it again", kinds):
             layout = {}
             for part, place in found["layout"].items():
                 PARTS.get(part)
@@ -297,12 +298,6 @@ class ExitPolicy:
                 found["chosen_on"],
                 str(found["learned_by"]),
             )
-        except CeeGymError:
-            raise
-        except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CeeGymError(
-                f"the exit policy at {directory} is damaged ({first_line(error)}): train it again"
-            ) from error
 
 
 def check_layout(who: str, own: Mapping[str, slice], given: Mapping[str, slice]) -> None:

@@ -7,7 +7,7 @@ name of a point that was kept.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,8 +169,7 @@ class Speed:
     @property
     def given(self) -> dict[str, Any]:
         """What is wanted, by name; empty for the policy's own speed."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def needs_speeds(self) -> bool:
