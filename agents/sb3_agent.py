@@ -207,7 +207,6 @@ class SB3Agent(Agent):
         self.sb3, self._env = untrained(self.name, self._settings, space), None
         _set_policy(self.sb3, weights)
         self.timesteps = timesteps
-        self._hand_over()
 
     def _hand_over(self) -> None:
         assert self.sb3 is not None
@@ -242,6 +241,7 @@ class SB3Agent(Agent):
             raise CeeGymError(f"{path} is no {self.name}: {first_line(error)}") from error
         try:
             self._take(loaded.num_timesteps, loaded.policy.state_dict())
+            self._hand_over()
         except RuntimeError as error:
             raise CeeGymError(
                 f"the networks in {path} are not those of this agent: give the policy_kwargs they "

@@ -1,4 +1,4 @@
-"""Settings of agents, policies and training: dataclass fields that say their own range.
+"""Settings of agents and policies: dataclass fields that say their own range.
 
     @dataclass(kw_only=True)
     class Patience:

@@ -50,13 +50,15 @@ class Export:
                 f"{self.speed.option} is of a policy, and there is none with the model at "
                 f"{self.model}: give a run, or what save_pretrained wrote"
             )
-        policy = None if known is None else known[1].choose(speed, known[0])
+        if known is not None:
+            policy, measured = known
+            known = measured.at(speed, policy)
         weights = weights_in(directory)
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
         given = ", policy"
-        if known is not None and policy is not None:
-            save_policy(policy, known[1], self.output)
+        if known is not None:
+            save_policy(*known, self.output)
             given = ""
         print(f"wrote {model.num_layers} layers to {self.output}")
         print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}{given})")

@@ -33,7 +33,7 @@ class Envs:
                 f"{id:30} {task:14} {first.header.backbone}, {first.num_layers} layers, {sizes} "
                 f"[{first.fingerprint}] {where}"
             )
-        print("EarlyExit                      your own         gym.make('EarlyExit', trace=PATH)")
+        print(f"{'EarlyExit':30} {'your own':14} gym.make('EarlyExit', trace=PATH)")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments
+from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
 from cee_gym.errors import CeeGymError, check_number
 
 
@@ -42,7 +42,6 @@ class Serve:
         """Loads the model, then serves until it is told to stop."""
         import torch
 
-        from cee_gym.cli.arguments import quiet_transformers
         from cee_gym.inference.pipeline import EarlyExitPipeline
         from cee_gym.serving.server import full_depth, make_app, serve
 

@@ -113,9 +113,10 @@ class Train:
             record = replace(self.record, seed=seed)
             setup = Setup.load(task_named(task), str(backbone), self.data, record)
         elif self.alternation.rounds:
+            named = self.id if self.trace is None else "ID"
             raise CeeGymError(
                 f"--rounds {self.alternation.rounds} trains the backbone as well, which takes its "
-                f"weights and text: cee-gym train {id} --rounds {self.alternation.rounds} "
+                f"weights and text: cee-gym train {named} --rounds {self.alternation.rounds} "
                 "--backbone NAME_OR_PATH --data DIR_OR_HUB_NAME"
             )
         else:
@@ -125,7 +126,7 @@ class Train:
                 "a backbone to be recorded: give --backbone too, or leave it out to train on a "
                 "recording",
             )
-            recording = self.trace or find_recording(id)
+            recording = self.trace or find_recording(self.id)
         trainer = ConsistentEETrainer(
             agent,
             output,

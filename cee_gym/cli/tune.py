@@ -55,7 +55,7 @@ class Tune:
         fixed = parse_settings(self.agent, self.set, known)
         search = Search(
             self.agent,
-            self.trace or find_recording(id),
+            self.trace or find_recording(self.id),
             self.problem,
             self.total_timesteps,
             fixed,

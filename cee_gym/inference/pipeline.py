@@ -6,7 +6,6 @@ pipeline("a gripping film")  # [{"label": "positive", "score": 0.98, "exit_layer
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,9 +146,8 @@ class EarlyExitPipeline:
             CeeGymError: if the speed is not to be had.
         """
         twin = copy.copy(self)
-        twin.runtime = self.runtime.at(self.measured.choose(speed, self.policy))
-        if twin.policy is not self.policy:
-            twin.measured = replace(self.measured, evaluation=None)  # it was of another speed
+        policy, twin.measured = self.measured.at(speed, self.policy)
+        twin.runtime = self.runtime.at(policy)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

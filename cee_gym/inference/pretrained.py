@@ -50,9 +50,14 @@ class Measured:
     speeds: Speeds | None = None
     points: dict[str, ExitPolicy] = field(default_factory=dict)
 
-    def choose(self, speed: Speed, policy: ExitPolicy) -> ExitPolicy:
-        """The policy that this is known about at another speed; see `Speed.choose`."""
-        return speed.choose(policy, self.speeds, self.points)
+    def at(self, speed: Speed, policy: ExitPolicy) -> "tuple[ExitPolicy, Measured]":
+        """The policy that this is known about at another speed, and what is known of it there.
+
+        Raises:
+            CeeGymError: if the speed is not to be had; see `Speed.choose`.
+        """
+        chosen = speed.choose(policy, self.speeds, self.points)
+        return chosen, self if chosen is policy else replace(self, evaluation=None)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,9 @@ def load(
     policy, measured = find_policy(directory)
     if measured.run is not None:
         _check_labels(model, measured.run)
-    chosen = measured.choose(speed or Speed(), policy)
-    chosen.check_has_a_speed()
-    if chosen is not policy:
-        measured = replace(measured, evaluation=None)  # it was of another speed
-    return Pretrained(model, load_tokenizer(str(weights)), chosen, measured)
+    policy, measured = measured.at(speed or Speed(), policy)
+    policy.check_has_a_speed()
+    return Pretrained(model, load_tokenizer(str(weights)), policy, measured)
 
 
 def _check_labels(model: MultiExitModel, run: Run) -> None:
@@ -137,7 +140,7 @@ def weights_in(directory: Path) -> Path:
 
 
 def has_policy(directory: Path) -> bool:
-    """Whether it is a run or what `save_policy` wrote, rather than a model alone."""
+    """Whether it is a run or has a policy beside its model, rather than being a model alone."""
     return is_run(directory) or (directory / POLICY).is_dir()
 
 
@@ -166,7 +169,7 @@ def load_policy(directory: Path, speed: Speed | None = None) -> ExitPolicy:
         CeeGymError: if there is none, or the speed is not to be had.
     """
     policy, measured = find_policy(directory)
-    return measured.choose(speed or Speed(), policy)
+    return measured.at(speed or Speed(), policy)[0]
 
 
 def save(pretrained: Pretrained, directory: Path, name: str) -> None:

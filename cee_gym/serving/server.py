@@ -1,8 +1,8 @@
 """An HTTP server for one model and its exit policy: `POST /predict`, `/health` and `/metrics`.
 
-Requests wait in one queue, from which one thread takes them in batches (`cee_gym.inference.
-batching`). The OpenAPI document is at `/openapi.json`, to be read at `/docs`. There is no
-authentication: keep the server on the local host, or put a proxy before it.
+Requests wait in one queue, from which one thread takes them in batches; see
+`cee_gym.serving.batching`. The OpenAPI document is at `/openapi.json`, to be read at `/docs`. There
+is no authentication: keep the server on the local host, or put a proxy before it.
 """
 
 import asyncio

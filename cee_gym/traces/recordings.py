@@ -29,17 +29,18 @@ def find_recording(id: str) -> Path:
     """The directory of a benchmark's recording: the shipped one, or else the user's own.
 
     Args:
-        id: a registered id, such as `"EarlyExit-BERT-RTE"`.
+        id: a registered id, such as `"EarlyExit-BERT-RTE"`; MODULE: may stand before it.
 
     Raises:
         MissingRecordingError: if it is recorded in neither place.
     """
-    places = [_SHIPPED / id, home() / id]
+    name = id.rpartition(":")[2]
+    places = [_SHIPPED / name, home() / name]
     for place in places:
         if recorded_splits(place):
             return place
     raise MissingRecordingError(
-        f"{id} is not recorded here (looked in {places[0]} and {places[1]}): record it with "
+        f"{name} is not recorded here (looked in {places[0]} and {places[1]}): record it with "
         f"`{build_command(id)}`, or give trace=PATH"
     )
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cee_gym.errors import TraceError, first_line
 from cee_gym.traces.header import TraceHeader, fingerprint_of, read_header
-from cee_gym.traces.readout import MOST_LABELS_WITH_LOGITS, Readout, log_softmax
+from cee_gym.traces.readout import MOST_LABELS_WITH_LOGITS, Readout, softmax
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -171,7 +171,7 @@ class Trace:
                 f"the trace at {self.path} holds no logits: it has {self.num_labels} classes, "
                 f"and they are kept up to {MOST_LABELS_WITH_LOGITS}"
             )
-        return np.exp(log_softmax(self.logits))
+        return softmax(self.logits)
 
     def readout(self, rows: npt.NDArray[np.integer[Any]] | slice) -> Readout:
         """What the exits answer on some rows, in numpy.

@@ -26,7 +26,6 @@ from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
-from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
 from cee_gym.observation import Layout, Seen, Sizes, observe_into, width_of
 from cee_gym.problem import OBSERVE
@@ -135,8 +134,6 @@ def backbone_phase(
         The agent, improved where the phases are together.
     """
     together = config.phases == "together"
-    if together and not isinstance(agent, GradientAgent):
-        raise CeeGymError(f"phases together takes reinforce or expected-return, not {agent.name}")
     layout = agent.policy.layout
 
     def objective_for(name: str, seed: int) -> Objective:

@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.logger import HParam, Logger, configure
 
 from cee_gym.agents.base import Agent, load_agent
+from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.agents.registry import full_agent_name, preset_for
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
@@ -143,6 +144,12 @@ class ConsistentEETrainer:
         assert self.problem.observe is not None
         parts = tuple(part.rpartition(":")[2] for part in self.problem.observe)
         self.agent.check_observe(parts)
+        together = self.alternation.rounds and self.alternation.phases == "together"
+        if together and not isinstance(self.agent, GradientAgent):
+            raise CeeGymError(
+                "phases together takes an agent that learns by gradient steps, such as reinforce "
+                f"or expected-return, not {self.agent.name}: leave it out"
+            )
 
     def _claim_output(self, resume: bool) -> None:
         file = self.output / CONFIG

@@ -158,6 +158,14 @@ def test_missing_foreign_and_unknown_agents_are_named(env, tmp_path) -> None:
         path.write_text(text)
 
 
+@pytest.mark.parametrize("name", ["reinforce", "sb3:ppo"])
+def test_an_agent_has_the_policy_it_was_saved_with(env, tmp_path, name) -> None:
+    agent = make_agent(name).learn(env, 100)
+    agent.save(tmp_path / "agent")
+    agent.policy.at(threshold=0.7).save(tmp_path / "agent")
+    assert load_agent(tmp_path / "agent").policy.threshold == 0.7
+
+
 def test_an_agent_that_has_not_learned_says_so(env, tmp_path) -> None:
     with pytest.raises(CeeGymError, match="call learn first"):
         _ = Reinforce().policy

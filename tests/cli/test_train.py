@@ -56,6 +56,14 @@ def test_rounds_without_backbone_are_refused_with_the_command(capsys) -> None:
     assert "--backbone NAME_OR_PATH --data" in message
 
 
+def test_rounds_over_a_trace_are_refused_with_a_command_that_runs(capsys, tmp_path) -> None:
+    write_recording(tmp_path / "mine")
+    message = refused(
+        capsys, "train", "EarlyExit", "--trace", str(tmp_path / "mine"), "--rounds", "1"
+    )
+    assert "cee-gym train ID --rounds 1 --backbone" in message
+
+
 def test_an_unrecorded_benchmark_names_the_command_that_records_it(capsys) -> None:
     assert "cee-gym build EarlyExit-BERT-QNLI --backbone" in refused(
         capsys, "train", "EarlyExit-BERT-QNLI"

@@ -12,6 +12,7 @@ from cee_gym.agents import make_agent
 from cee_gym.backbones.encoding import load_tokenizer
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.cli import main
+from cee_gym.documents import read_document
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits import MultiExitConfig, MultiExitModel, MultiExitOutput
 from cee_gym.inference import EarlyExitPipeline, EarlyExitRuntime
@@ -137,6 +138,22 @@ def test_command_writes_the_policy_of_a_run_at_a_speed_with_its_points(
         chosen = EarlyExitPipeline.from_pretrained(run, device="cpu", **speed)
         found = runtime.at(load_policy(out, Speed(**speed)))(inputs).exit_layer.tolist()
         assert found == [one["exit_layer"] for one in chosen(texts)]
+
+
+def test_what_was_measured_at_one_speed_is_not_written_beside_another(
+    tmp_path: Path, tiny_tokenizer
+) -> None:
+    run = write_run(
+        tmp_path, small("bert"), tiny_tokenizer, make_agent("confidence"), ProblemSettings()
+    )
+    saved = tmp_path / "saved"
+    EarlyExitPipeline.from_pretrained(run, device="cpu").save_pretrained(saved)
+    measured = read_document(saved / "pipeline.json", "pipeline.json", remedy="")["evaluation"]
+    assert measured is not None
+    for name, speed, expected in (("own", [], measured), ("other", ["--threshold", "0.6"], None)):
+        main(["export", str(saved), "--output", str(tmp_path / name), *speed])
+        found = read_document(tmp_path / name / "pipeline.json", "pipeline.json", remedy="")
+        assert found["evaluation"] == expected
 
 
 def test_command_refuses_a_speed_that_is_not_to_be_had_before_it_exports(

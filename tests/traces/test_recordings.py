@@ -67,6 +67,11 @@ def test_missing_recording_names_the_command(
     assert "\n" not in message
 
 
+def test_missing_recording_of_a_users_own_names_the_module_too(own_home: Path) -> None:
+    with pytest.raises(MissingRecordingError, match="`cee-gym build my_module:My-Own "):
+        find_recording("my_module:My-Own")
+
+
 def test_split_is_opened_once(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "recording")
     train = open_split(path, "train")

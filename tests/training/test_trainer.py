@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cee_gym import ExitPolicy
-from cee_gym.agents import ExpectedReturn, Reinforce
+from cee_gym.agents import ExpectedReturn, Reinforce, make_agent
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import CeeGymError
 from cee_gym.exits import MultiExitModel, load_model
@@ -435,6 +435,19 @@ def test_together_takes_an_agent_with_a_network(setup, tmp_path) -> None:
         alternation=AlternationConfig(rounds=1, phases="together"),
     )
     assert run.train()["agent"] == "expected-return"
+
+
+def test_together_with_another_agent_is_refused_before_any_work(setup, tmp_path) -> None:
+    run = ConsistentEETrainer(
+        make_agent("confidence"),
+        tmp_path / "run",
+        setup=setup,
+        total_timesteps=TIMESTEPS,
+        alternation=AlternationConfig(rounds=1, phases="together"),
+    )
+    with pytest.raises(CeeGymError, match=r"together takes .*, not confidence: leave it out"):
+        run.train()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
