@@ -15,8 +15,8 @@ class Evaluate:
     """Accuracy, exit layers, saved layers and the curve of a run, and its operating points.
 
     Compared with fixed layers and the hindsight optimum. Speeds are chosen on calibration and
-    reported on dev. Every operating point is kept with the run by its name, which stands before
-    the colon: `predict`, `serve` and `profile` take it by --at.
+    reported on dev. Every operating point is kept with the run by its name, the first word of its
+    line in the table: `predict`, `serve`, `profile` and `export` take it by --at.
 
     Attributes:
         run_directory: what train wrote.

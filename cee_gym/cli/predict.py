@@ -35,8 +35,8 @@ class Predict:
     and its label, where it has one, as given_label. A text that cannot be classified gives the
     number of its line and an error; the others go on, and the exit code is 2.
 
-    Labels are read as training reads them: class names or class numbers, but all in one way. A file
-    is read once before for that. From the standard input labels are class names.
+    Labels are read as training reads them: either all are class names or all are class numbers. To
+    tell which, a file is read through once first; from the standard input labels are class names.
 
     What was stopped goes on by the same command with --resume: the complete lines of the output are
     kept, and the texts after them are classified.

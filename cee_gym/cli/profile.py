@@ -32,8 +32,8 @@ class Profile:
         model: a directory that was saved, a run of train, a name on the hub, or the directory of a
             model with exits, such as RECORDING/models/deployed.
         policy: a run of train, or the directory of a policy.
-        trace: a recording of this model; the policy's exits on its dev split are those predicted
-            for.
+        trace: a recording of this model; the speed-up is predicted from where the policy leaves on
+            its dev split.
         data: the recording's text, as for build, for the lengths of its dev split; without it the
             prediction is made for texts of one length.
         speed: of the policy.

@@ -20,13 +20,13 @@ class Serve:
     Attributes:
         model: what `EarlyExitPipeline.save_pretrained` wrote, the directory of a run, or a name on
             the hub.
-        host: to listen on.
+        host: the address to listen on.
         port: 0 for one that is free; it is printed.
         speed: how fast to be; a request may ask for another speed.
         max_batch: texts run together.
         max_wait_ms: how long a text waits for others to be run with.
         full_depth: run all layers and no policy, to compare with.
-        threads: that compute; by default as many as torch takes.
+        threads: of the computation; by default as many as torch chooses.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -22,7 +22,7 @@ class Tune:
         id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
         agent: its name.
         trace: the recording to search on, if not the benchmark's.
-        trials: in all.
+        trials: in all, those done before a stop included.
         timeout_s: begin no trial after so many seconds.
         output: for study.db and best.json; by default runs/ID-AGENT-tune.
         seed: of the search and the agent.

@@ -85,7 +85,7 @@ class RecordConfig:
         precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
         seed: of partition, weights, batches and dropout.
         objective: of the warm-up, by default `weighted_joint`: `sum_l l*CE_l / sum_l l`, as in the
-            paper. `two_stage`: the last exit, then the others on all that the last one uses, frozen
+            paper. `two_stage`: first backbone and last exit, then, with these frozen, the others
             (DeeBERT, with pooler `per_layer`). `alternating`: the last exit at odd steps, the sum
             of all at even ones (BERxiT). A backbone that has exits is not warmed up.
         warm_up: of the training before there is a policy; of each stage where there are two.
