@@ -38,6 +38,7 @@ class Build:
 
     def run(self) -> None:
         """Builds."""
+        from cee_gym.evaluation.calibration import exits_table
         from cee_gym.traces.recordings import (
             build_command,
             find_recording,
@@ -78,6 +79,7 @@ class Build:
             given = f"'{self.id}', trace='{self.output or target}'"
         else:
             given = f"'{self.id}'"
+        print(exits_table(json.loads((target / "recording.json").read_text())["exits"]))
         print(f"recorded. To open it: gym.make({given})")
 
 

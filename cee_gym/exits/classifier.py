@@ -6,7 +6,7 @@ one path that can stop after any layer, and read them by `cee_gym.exits.reader`.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import nn
@@ -19,7 +19,9 @@ from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.trial import try_layers
 from cee_gym.backbones.weights import check_backbone_loaded, check_loaded
 from cee_gym.errors import BackboneError, first_line, unreachable_backbone
-from cee_gym.exits.reader import ClassifierExit
+from cee_gym.exits.reader import ClassifierExit, Scale, TanhPooler
+
+Pooler = Literal["scaled", "shared", "per_layer"]
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -27,7 +29,8 @@ class MultiExitConfig(PreTrainedConfig):
 
     Args:
         backbone_config: the configuration of the encoder, as an object or a dict.
-        pooler: `"shared"`, one for all layers as in ConsistentEE, or `"per_layer"`.
+        pooler: `"shared"`, a linear layer and tanh, one for all layers as in ConsistentEE, or
+            `"per_layer"`; `"scaled"`, a factor and an offset for each feature of each layer.
         pooling: what the pooler reads: the hidden state of the `"first"` token, as in ConsistentEE,
             or the `"mean"` over all tokens.
         exit_dropout: dropout between pooled state and classifier, in training.
@@ -38,6 +41,8 @@ class MultiExitConfig(PreTrainedConfig):
             None where that is not known.
         family: the fields of the backbone's `Family` when the exits were put on it; by default
             what is known of it now.
+        temperatures: L numbers that the logits were divided by; the heads hold that already. None
+            where they were not calibrated.
         **kwargs: as for every configuration, `id2label` among them.
     """
 
@@ -47,7 +52,7 @@ class MultiExitConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
-        pooler: Literal["shared", "per_layer"] = "shared",
+        pooler: Pooler = "shared",
         pooling: Literal["first", "mean"] = "first",
         exit_dropout: float = 0.1,
         max_tokens: int = 128,
@@ -55,13 +60,14 @@ class MultiExitConfig(PreTrainedConfig):
         pair: bool = False,
         first_number: int | None = None,
         family: dict[str, Any] | None = None,
+        temperatures: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         for name, value, known in (
-            ("pooler", pooler, ("shared", "per_layer")),
+            ("pooler", pooler, get_args(Pooler)),
             ("pooling", pooling, ("first", "mean")),
         ):
             if value not in known:
@@ -79,6 +85,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.pair = pair
         self.first_number = first_number
         self.family = family
+        self.temperatures = temperatures
         super().__init__(**kwargs)
 
     @property
@@ -125,7 +132,7 @@ class MultiExitModel(PreTrainedModel):
 
     Attributes:
         backbone: the encoder.
-        poolers: one `nn.Linear(H, H)`, or L of them.
+        poolers: one `TanhPooler`, or L of them, or L of `Scale`.
         heads: L of `nn.Linear(H, C)`.
 
     Raises:
@@ -157,8 +164,10 @@ class MultiExitModel(PreTrainedModel):
         self._shell = (make_shell(backbone, family),)
         width = int(backbone.config.hidden_size)
         depth = int(backbone.config.num_hidden_layers)
-        poolers = depth if config.pooler == "per_layer" else 1
-        self.poolers = nn.ModuleList(nn.Linear(width, width) for _ in range(poolers))
+        self.poolers = nn.ModuleList(
+            Scale(width) if config.pooler == "scaled" else TanhPooler(width, width)
+            for _ in range(1 if config.pooler == "shared" else depth)
+        )
         self.heads = nn.ModuleList(nn.Linear(width, len(labels)) for _ in range(depth))
         self.dropout = nn.Dropout(config.exit_dropout)
         self.post_init()
@@ -174,7 +183,7 @@ class MultiExitModel(PreTrainedModel):
         name_or_path: str,
         labels: tuple[str, ...],
         *,
-        pooler: Literal["shared", "per_layer"] = "shared",
+        pooler: Pooler = "shared",
         pooling: Literal["first", "mean"] = "first",
         max_tokens: int = 128,
         task: str | None = None,
@@ -184,12 +193,12 @@ class MultiExitModel(PreTrainedModel):
     ) -> Self:
         """Puts fresh exit heads on a pre-trained encoder.
 
-        The pooler starts from the backbone's own where it has one (BERT, RoBERTa, ALBERT).
+        A pooler with tanh starts from the backbone's own where it has one (BERT, RoBERTa, ALBERT).
 
         Args:
             name_or_path: a hub name or a directory.
             labels: the C class names.
-            pooler: one for all layers, or one per layer.
+            pooler: see `MultiExitConfig`.
             pooling: of the first token, or the mean over all. Sentence encoders were trained with
                 the mean: the first token of their early layers says next to nothing.
             max_tokens: in tokens; at most what the backbone takes.
@@ -246,7 +255,7 @@ class MultiExitModel(PreTrainedModel):
             # post_init leaves modules alone that a loaded backbone brought along; ours are fresh.
             for linear in (*model.poolers, *model.heads):
                 model._init_weights(linear)
-        if own is not None:
+        if own is not None and pooler != "scaled":
             for linear in model.poolers:
                 linear.load_state_dict(own.state_dict())
         return model
@@ -285,6 +294,19 @@ class MultiExitModel(PreTrainedModel):
             ClassifierExit(self._norm[0], mean, pooler, self.dropout, head)
             for pooler, head in zip(poolers, self.heads, strict=True)
         ]
+
+    @torch.no_grad()
+    def divide_logits(self, temperatures: torch.Tensor) -> None:
+        """Divides the logits of each exit by its temperature, for good: what it predicts stays.
+
+        Args:
+            temperatures: above 0, `[L]`. They are multiplied with those it has.
+        """
+        for head, temperature in zip(self.heads, temperatures, strict=True):
+            for parameter in head.parameters():
+                parameter.div_(temperature)
+        before = torch.tensor(self.config.temperatures or [1.0])
+        self.config.temperatures = (before * temperatures.cpu()).tolist()
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
         """Everything the backbone does before its first layer; see `EarlyExitModel`."""

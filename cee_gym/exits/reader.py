@@ -86,16 +86,41 @@ class EarlyExitModel(Protocol):
         """Puts it into eval mode."""
 
 
+class TanhPooler(nn.Linear):
+    """`tanh(W x + b)`: the pooler of BERT and of ConsistentEE, section 3."""
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """From `[B, H]` to `[B, H]`."""
+        return super().forward(pooled).tanh()
+
+
+class Scale(nn.Module):
+    """`w * x + b`, feature by feature: what standardises the states of one layer.
+
+    Args:
+        width: H.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """From `[B, H]` to `[B, H]`."""
+        return torch.addcmul(self.bias, pooled, self.weight)
+
+
 class ClassifierExit:
     """Pools the tokens of a text, and classifies what comes out (ConsistentEE, section 3).
 
-    The state is `tanh(W x + b)`, x being the first token's hidden state or the mean over all
+    The state is what the pooler makes of the first token's hidden state or of the mean over all
     tokens. The head reads it through dropout in training.
 
     Args:
         norm: applied to the hidden states first; None for none.
         mean: pool the mean over all tokens instead of the first token.
-        pooler: W and b.
+        pooler: from `[B, H]` to the state `[B, H]`, a `TanhPooler` or a `Scale`.
         dropout: between state and head.
         head: from states `[B, H]` to logits `[B, C]`.
     """
@@ -131,8 +156,7 @@ class ClassifierExit:
             hidden = self.norm(hidden)
         if weights is not None:
             hidden = torch.bmm(weights[:, None], hidden)[:, 0]
-        state = self.pooler(hidden).tanh()
+        state = self.pooler(hidden)
         # To call dropout where it does nothing takes time that shows next to a small layer.
         read = self.dropout(state) if self.dropout.training else state
-        logits = self.head(read)  # a temperature of this exit would divide them here, once for all
-        return state, logits
+        return state, self.head(read)

@@ -9,13 +9,14 @@ from cee_gym.settings import MOST_SEED
 from cee_gym.training.partition import PolicyData
 
 WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
+Recipe = Literal["probe", "finetune", "paper"]
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How long and how fast.
 
-    AdamW with linear decay and no warm-up steps, as in the paper's scripts.
+    AdamW with linear decay.
 
     Attributes:
         epochs: passes over the rows.
@@ -23,6 +24,8 @@ class FitConfig:
         learning_rate: at the start; decays linearly to 0.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
+        warmup_ratio: share of the updates in which the rate rises to its height; by default 0.1
+            where exits begin as probes, else 0, as in the paper's scripts.
     """
 
     epochs: int = 5
@@ -30,6 +33,7 @@ class FitConfig:
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    warmup_ratio: float | None = None
 
     def check(self, name: str) -> None:
         """Refuses settings out of range.
@@ -44,6 +48,8 @@ class FitConfig:
         check_number(f"{name}.batch_size", self.batch_size, 1)
         for setting in ("learning_rate", "weight_decay", "max_grad_norm"):
             check_number(f"{name}.{setting}", getattr(self, setting), 0)
+        if self.warmup_ratio is not None:
+            check_number(f"{name}.warmup_ratio", self.warmup_ratio, 0, 1)
 
 
 def refuse_changed(config: Any, names: Iterable[str], why: str) -> None:
@@ -71,26 +77,35 @@ class RecordConfig:
     """How a backbone is warmed up and recorded.
 
     Attributes:
+        recipe: how exits are made. `probe`: the backbone stays as it is, and each exit is a
+            logistic regression on one layer's standardised states. `finetune`: all is trained on
+            from there. `paper`: all is trained from fresh heads behind one shared pooler, and the
+            logits are not calibrated. By default `probe` and `finetune` are both made, and kept is
+            the one whose calibrated exits have the lower mean cross-entropy on text their backbone
+            was not fitted to. A backbone that has exits keeps them.
         policy_data: which data the policy sees: `held_out`, `cross_fit` or `fitted`; see
             `cee_gym.training.partition`.
         held_out: share of train the policy learns on, with `held_out`.
         calibration: share of train that thresholds are chosen on.
         folds: number of backbones, with `cross_fit`.
-        pooler: by default `shared` by all layers, as in the paper; or `per_layer`. A backbone that
-            has exits keeps its own pooler, pooling and max_tokens.
-        pooling: the state is by default of the `first` token, as in the paper; or the `mean` over
-            tokens.
+        pooler: of recipe `paper`, `shared` by all layers, the default, or `per_layer`. Those of
+            the others are `scaled`: each layer's states, standardised. A backbone that has exits
+            keeps its own pooler, pooling and max_tokens.
+        pooling: the state is of the `first` token, as in the paper, or the `mean` over tokens. By
+            default whichever serves the probes better, judged by cross-validation; `first` in
+            recipe `paper`.
         max_tokens: longer texts are cut; by default 128.
         states: how recorded states are stored.
         precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
         seed: of partition, weights, batches and dropout.
-        objective: of the warm-up, by default `weighted_joint`: `sum_l l*CE_l / sum_l l`, as in the
-            paper. `two_stage`: first backbone and last exit, then, with these frozen, the others
-            (DeeBERT, with pooler `per_layer`). `alternating`: the last exit at odd steps, the sum
-            of all at even ones (BERxiT). A backbone that has exits is not warmed up.
+        objective: of the warm-up. `alternating`: the last exit at odd steps, the sum of all at even
+            ones (BERxiT), the default. `weighted_joint`: `sum_l l*CE_l / sum_l l`, the default of
+            recipe `paper`. `two_stage`: first backbone and last exit, then, with these frozen, the
+            others (DeeBERT, with pooler `per_layer`). A backbone that has exits is not warmed up.
         warm_up: of the training before there is a policy; of each stage where there are two.
     """
 
+    recipe: Recipe | None = None
     policy_data: PolicyData = "cross_fit"
     held_out: float = 0.3
     calibration: float = 0.15
@@ -115,6 +130,19 @@ class RecordConfig:
         if self.objective is not None and self.objective not in known:
             raise CeeGymError(f"objective must be one of {', '.join(known)}, got {self.objective}")
         self.warm_up.check("warm_up")
+        if self.recipe not in (None, *get_args(Recipe)):
+            raise CeeGymError(
+                f"recipe must be one of {', '.join(get_args(Recipe))}, got {self.recipe!r}"
+            )
+        if self.recipe == "probe":
+            refuse_changed(
+                self,
+                ["objective", "warm_up"],
+                "training a backbone, which recipe probe leaves as it is: leave it out, or take "
+                "recipe finetune",
+            )
+        if self.recipe != "paper":
+            refuse_changed(self, ["pooler"], "recipe paper: leave it out, or give that recipe")
         for name, way in (("folds", "cross_fit"), ("held_out", "held_out")):
             if self.policy_data != way:
                 refuse_changed(

@@ -5,6 +5,7 @@ The warm-up and every backbone phase are such a run.
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def fit(
     name: str,
     logger: Logger | None = None,
     epochs_before: int = 0,
+    warmup_ratio: float = 0.0,
+    watched: Rows | None = None,
 ) -> None:
     """Trains the model in place; goes on after the last complete epoch of a run that was stopped.
 
@@ -59,6 +62,10 @@ def fit(
         name: of the run, for progress bar and logger.
         logger: takes loss and accuracy per layer after each epoch, under `name/`.
         epochs_before: of earlier runs of this name, after which its curves go on.
+        warmup_ratio: where `config` leaves it open.
+        watched: rows of the same text it is not trained on: loss and accuracy of the exits there
+            are printed in a line after each epoch and go to the logger, under
+            `name/calibration_`.
     """
     model.to(accelerator.device)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -67,6 +74,8 @@ def fit(
     )
     steps_per_epoch = -(-len(rows) // config.batch_size)
     total = max(1, config.epochs * steps_per_epoch)
+    given = config.warmup_ratio
+    rising = max(1.0, total * (warmup_ratio if given is None else given))
     start = 0 if checkpoint is None else _resume(checkpoint, parameters, optimizer)
     step = start * steps_per_epoch
     progress = tqdm(
@@ -90,7 +99,8 @@ def fit(
             accelerator.backward(objective(output, losses, labels, step + 1))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 - step / total)
+                rise = min(1.0, (step + 1) / rising)
+                group["lr"] = config.learning_rate * rise * (1 - step / total)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -99,14 +109,58 @@ def fit(
             progress.update(len(batch))
         if checkpoint is not None:
             _save(checkpoint, parameters, optimizer, epoch + 1)
+        curves = {"": (seen / len(rows)).cpu()}
+        if watched is not None:
+            curves["calibration_"] = watch = _watch(model, text, watched)
+            tqdm.write(f"{name} epoch {epoch + 1} of {config.epochs}, {_line(watch)}", sys.stderr)
         if logger is not None:
-            loss, accuracy = (seen / len(rows)).cpu()
-            for layer in range(model.num_layers):
-                logger.record(f"{name}/loss_layer_{layer + 1:02d}", loss[layer].item())
-                logger.record(f"{name}/accuracy_layer_{layer + 1:02d}", accuracy[layer].item())
+            for prefix, (loss, accuracy) in curves.items():
+                for layer in range(model.num_layers):
+                    of_layer = f"layer_{layer + 1:02d}"
+                    logger.record(f"{name}/{prefix}loss_{of_layer}", loss[layer].item())
+                    logger.record(f"{name}/{prefix}accuracy_{of_layer}", accuracy[layer].item())
             logger.dump(epochs_before + epoch + 1)
     progress.close()
     model.train(was_training)
+
+
+def _watch(model: MultiExitModel, text: EncodedText, rows: Rows) -> torch.Tensor:
+    """Mean loss and accuracy of each exit on some rows, `[2, L]`."""
+    logits = all_logits(model, text, rows)
+    labels = text.labels[rows]
+    loss = loss_per_layer(logits, labels)
+    return torch.stack([loss.mean(0), (logits.argmax(2) == labels[:, None]).float().mean(0)])
+
+
+def _line(curve: torch.Tensor) -> str:
+    """The first, the middle and the last exit in a line."""
+    depth = curve.shape[1]
+    layers = sorted({1, (depth + 1) // 2, depth})
+    loss, accuracy = (
+        " ".join(f"{of[layer - 1]:.3f}" for layer in layers) for of in (curve[0], curve[1])
+    )
+    numbers = ", ".join(map(str, layers))
+    return f"on calibration at layers {numbers}: loss {loss}, accuracy {accuracy}"
+
+
+def all_logits(model: MultiExitModel, text: EncodedText, rows: Rows) -> torch.Tensor:
+    """The logits of all exits on some rows, float32 `[N, L, C]` on the CPU.
+
+    Args:
+        model: is run in eval mode on its own device.
+        text: what `rows` are positions in.
+        rows: N of them, each once.
+    """
+    was_training = model.training
+    model.eval()
+    place = np.full(len(text), -1)
+    place[rows] = np.arange(len(rows))
+    found = torch.empty(len(rows), model.num_layers, model.num_labels)
+    with torch.inference_mode():
+        for batch in text.batches(rows, 64):
+            found[place[batch]] = model(**text.batch(batch, model.device)).logits.float().cpu()
+    model.train(was_training)
+    return found
 
 
 def _save(

@@ -12,6 +12,7 @@ that was stopped goes on after the last thing that exists.
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,11 +22,13 @@ from typing import Literal
 import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
+from tqdm import tqdm
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
-from cee_gym.documents import write_document
+from cee_gym.documents import read_document, write_document
 from cee_gym.envs import EarlyExitEnv
+from cee_gym.evaluation.calibration import exits_report
 from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
 from cee_gym.observation import Layout, Seen, Sizes, observe_into, width_of
 from cee_gym.problem import OBSERVE
@@ -34,6 +37,7 @@ from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import open_split
 from cee_gym.traces.texts import collect, start_trace, write_rows
+from cee_gym.training.calibration import calibrate
 from cee_gym.training.config import AlternationConfig, FitConfig
 from cee_gym.training.fit import Objective, fit
 from cee_gym.training.losses import (
@@ -45,7 +49,12 @@ from cee_gym.training.losses import (
     weighted_joint,
 )
 from cee_gym.training.partition import DEPLOYED
+from cee_gym.training.probes import probe
 from cee_gym.training.setup import OF_EXITS, Setup
+
+RECIPE = "recipe.json"
+WARMUP_FROM_PROBES = 0.1
+MOST_WATCHED = 500  # rows of calibration that an epoch's line is made of
 
 Part = Literal["all", "last_exit", "other_exits"]
 
@@ -60,27 +69,61 @@ class Stage:
         objective: what to descend.
         trains: which parameters: those of the `last_exit` are all that it uses (the backbone, its
             pooler, its head), those of the `other_exits` are the rest.
+        from_probes: whether it begins with fitted heads, which the first updates are to spare.
     """
 
     name: str
     seed: int
     objective: Objective
     trains: Part = "all"
+    from_probes: bool = False
 
 
 def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
-    """Trains every backbone of the partition on the objective of the set-up.
+    """Makes every backbone of the partition by the recipe of the set-up.
 
-    A backbone that has exits already is only copied.
+    Where it leaves the recipe open, `probe` and `finetune` are made and the better one is kept. A
+    backbone that has exits already is only copied.
 
     Args:
         setup: the text, the backbone and how.
-        models: where the backbones are to be, by name.
+        models: where the backbones are to be, by name, and `recipe.json`, which says how they came
+            about.
         logger: takes loss and accuracy per layer.
     """
-    for name in setup.partition.fit:
-        stages = _warm_up_stages(setup, f"warm-up/{name}")
-        _train_one(setup, models / name, setup.initial_model, stages, setup.config.warm_up, logger)
+    if models.exists():
+        return
+    work = models.with_name(f"{models.name}.training")
+    if setup.calibrates:
+        probe(setup, work / "probe")
+    if setup.recipes != ("probe",):
+        _train(setup, work / "finetune" if setup.calibrates else work / "paper", logger)
+    losses = {}
+    for recipe in setup.recipes or ("paper",):
+        finished = work / f"{recipe}.calibrated"
+        shutil.rmtree(finished, ignore_errors=True)
+        losses[recipe] = calibrate(setup, work / recipe, finished).mean()
+    kept = min(losses, key=lambda recipe: losses[recipe])
+    finished = work / f"{kept}.calibrated"
+    if setup.recipes:
+        made = ", ".join(f"{recipe} {loss:.4f}" for recipe, loss in losses.items())
+        tqdm.write(f"recipe {kept}; mean cross-entropy on unseen text: {made}", sys.stderr)
+    write_document(finished / RECIPE, {"recipe": kept, "losses": losses} if setup.recipes else {})
+    finished.rename(models)
+    shutil.rmtree(work)
+
+
+def _train(setup: Setup, models: Path, logger: Logger | None) -> None:
+    """Trains every backbone on the objective of the set-up, from probes or from fresh heads."""
+    for number, name in enumerate(setup.partition.fit, start=1):
+        label = f"warm-up/{name}"
+        if not (models / name).exists() and setup.objective is not None:
+            count = f"model {number} of {len(setup.partition.fit)}"
+            tqdm.write(f"{label}: {count}, {len(setup.partition.fit[name])} rows", sys.stderr)
+        start = models.with_name("probe") / name
+        load = partial(load_model, start, torch.float32) if start.exists() else setup.initial_model
+        stages = _warm_up_stages(setup, label)
+        _train_one(setup, models / name, load, stages, setup.config.warm_up, logger)
 
 
 def _warm_up_stages(setup: Setup, label: str) -> list[Stage]:
@@ -88,7 +131,9 @@ def _warm_up_stages(setup: Setup, label: str) -> list[Stage]:
         name: str, loss: Callable[[torch.Tensor, int], torch.Tensor], trains: Part = "all"
     ) -> Stage:
         seed = _phase_seed(setup.config.seed, name)
-        return Stage(name, seed, lambda _o, losses, _l, step: loss(losses, step), trains)
+        return Stage(
+            name, seed, lambda _o, losses, _l, step: loss(losses, step), trains, setup.calibrates
+        )
 
     match setup.objective:
         case "weighted_joint":
@@ -156,12 +201,15 @@ def backbone_phase(
 
         return objective
 
+    if models.exists():
+        return load_agent(models / DEPLOYED / "agent") if together else agent
+    work = models.with_name(f"{models.name}.training")
     for name in setup.partition.fit:
         label = f"backbone/{name}"
         seed = _phase_seed(setup.config.seed, f"{label}/{number}")
         _train_one(
             setup,
-            models / name,
+            work / name,
             partial(load_model, before / name, torch.float32),
             [Stage(label, seed, objective_for(name, seed))],
             config.backbone,
@@ -170,7 +218,10 @@ def backbone_phase(
             epochs_before=(number - 1) * config.backbone.epochs,
         )
         if together and name == DEPLOYED:
-            agent = load_agent(models / DEPLOYED / "agent")
+            agent = load_agent(work / DEPLOYED / "agent")
+    calibrate(setup, work, models)
+    shutil.copyfile(before / RECIPE, models / RECIPE)
+    shutil.rmtree(work)
     return agent
 
 
@@ -193,6 +244,8 @@ def _train_one(
         return
     checkpoints = target.with_name(f"{target.name}.checkpoints")
     model = load()
+    rng = np.random.default_rng(setup.config.seed)
+    watched = np.sort(rng.permutation(setup.partition.calibration)[:MOST_WATCHED])
     of_other_exits = {*model.poolers[:-1].parameters(), *model.heads[:-1].parameters()}
     for number, stage in enumerate(stages, start=1):
         for parameter in model.parameters():
@@ -211,14 +264,10 @@ def _train_one(
             name=stage.name,
             logger=logger,
             epochs_before=epochs_before,
+            warmup_ratio=WARMUP_FROM_PROBES if stage.from_probes else 0.0,
+            watched=watched,
         )
-    unfinished = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    setup.tokenizer.save_pretrained(unfinished)
-    if agent is not None:
-        agent.save(unfinished / "agent")
-    unfinished.rename(target)
+    setup.save(model, target, agent)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -277,6 +326,8 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         "config": asdict(setup.config) | exits | {"objective": setup.objective},
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
         "traced_by": shares.traced_by,
+        "made": read_document(models / RECIPE, "recipe", remedy="make the models again"),
+        "exits": exits_report(open_split(unfinished, "calibration"), deployed.config.temperatures),
     }
     write_document(unfinished / "recording.json", description)
     unfinished.rename(recording)

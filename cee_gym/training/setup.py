@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +18,11 @@ from cee_gym.backbones.families import check_encoder
 from cee_gym.errors import BackboneError, unreachable_backbone
 from cee_gym.exits import MultiExitConfig, MultiExitModel, load_model
 from cee_gym.tasks import Task, load_splits
-from cee_gym.training.config import RecordConfig, WarmUpObjective, refuse_changed
+from cee_gym.training.config import Recipe, RecordConfig, WarmUpObjective, refuse_changed
 from cee_gym.training.partition import Partition, partition
+
+if TYPE_CHECKING:
+    from cee_gym.agents.base import Agent
 
 OF_EXITS = ("pooler", "pooling", "max_tokens")  # settings that become part of the model
 
@@ -47,6 +52,11 @@ class Setup:
     def __post_init__(self) -> None:
         if self._exits is None:
             return
+        if self.config.recipe is not None:
+            raise BackboneError(
+                f"{self.backbone} keeps the exits it has: leave out recipe {self.config.recipe}, "
+                "or give an encoder without exits"
+            )
         if self._exits.labels != list(self.task.labels):
             raise BackboneError(
                 f"{self.backbone} has exits for the classes {', '.join(self._exits.labels)}, in "
@@ -146,9 +156,25 @@ class Setup:
         return None
 
     @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Which are made, of which one is kept; none where the backbone has exits."""
+        if self._exits is not None:
+            return ()
+        return ("probe", "finetune") if self.config.recipe is None else (self.config.recipe,)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the exits are given temperatures."""
+        return self.recipes not in ((), ("paper",))
+
+    @property
     def objective(self) -> WarmUpObjective | None:
-        """What the warm-up descends; None where the backbone has exits, which need none."""
-        return (self.config.objective or "weighted_joint") if self._exits is None else None
+        """What the warm-up descends; None where there is none."""
+        if self.recipes in ((), ("probe",)):
+            return None
+        return self.config.objective or (
+            "weighted_joint" if self.config.recipe == "paper" else "alternating"
+        )
 
     def initial_model(self) -> MultiExitModel:
         """The model before the warm-up; the same for every fold.
@@ -158,6 +184,11 @@ class Setup:
         """
         if self._exits is not None:
             return load_model(self.backbone, torch.float32)
+        asked: dict[str, Any] = {
+            name: value for name in OF_EXITS if (value := getattr(self.config, name)) is not None
+        }
+        if self.calibrates:
+            asked["pooler"] = "scaled"
         return MultiExitModel.from_backbone(
             self.backbone,
             self.task.labels,
@@ -165,8 +196,18 @@ class Setup:
             pair=self.task.pair is not None,
             first_number=self.task.first_number,
             seed=self.config.seed,
-            **{name: asked for name in OF_EXITS if (asked := getattr(self.config, name))},
+            **asked,
         )
+
+    def save(self, model: MultiExitModel, target: Path, agent: "Agent | None" = None) -> None:
+        """Saves a model with its tokenizer, and perhaps an agent beside it, whole or not at all."""
+        unfinished = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(unfinished)
+        self.tokenizer.save_pretrained(unfinished)
+        if agent is not None:
+            agent.save(unfinished / "agent")
+        unfinished.rename(target)
 
     def description(self, split: str) -> dict[str, object]:
         """What a trace of this split says about where it comes from."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from cee_gym import MultiExitModel
 from cee_gym.exits import ClassifierExit, EarlyExitModel, ExitReader
+from cee_gym.exits.reader import TanhPooler
 
 B, T, H, C = 3, 5, 4, 2
 
@@ -20,7 +21,7 @@ def made(**changes: object) -> ClassifierExit:
     parts = {
         "norm": None,
         "mean": False,
-        "pooler": nn.Linear(H, H),
+        "pooler": TanhPooler(H, H),
         "dropout": nn.Dropout(0.5).eval(),
         "head": nn.Linear(H, C),
     }
@@ -34,7 +35,7 @@ def test_the_first_token_needs_no_weights(hidden: torch.Tensor) -> None:
     reader = made()
     assert reader.weights(MASK, torch.float32) is None
     state, logits = reader(hidden, None)
-    torch.testing.assert_close(state, torch.tanh(reader.pooler(hidden[:, 0])))
+    torch.testing.assert_close(state, reader.pooler(hidden[:, 0]))
     torch.testing.assert_close(logits, reader.head(state))
 
 
@@ -46,7 +47,7 @@ def test_the_mean_is_over_the_tokens_of_each_text(hidden: torch.Tensor, rows: li
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(len(rows)))
     state, _ = reader(hidden[rows], weights)
     means = [hidden[row, : MASK[row].sum()].mean(dim=0) for row in rows]
-    torch.testing.assert_close(state, torch.tanh(reader.pooler(torch.stack(means))))
+    torch.testing.assert_close(state, reader.pooler(torch.stack(means)))
 
 
 @pytest.mark.parametrize("mean", [False, True])

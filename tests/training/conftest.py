@@ -30,7 +30,10 @@ def setup(tiny_model, tiny_tokenizer, tmp_path) -> Setup:
     tiny_model.backbone.save_pretrained(backbone)
     tiny_tokenizer.save_pretrained(backbone)
     config = RecordConfig(
-        max_tokens=16, states="float32", warm_up=FitConfig(epochs=2, learning_rate=3e-3)
+        recipe="paper",
+        max_tokens=16,
+        states="float32",
+        warm_up=FitConfig(epochs=2, learning_rate=3e-3),
     )
     splits = {"train": sentences(90, "train", 0), "dev": sentences(40, "dev", 1)}
     return Setup(TASK, str(backbone), splits, config)
