@@ -73,13 +73,13 @@ def test_agents(name: str) -> None:
 
 
 def test_what_the_path_shows(tmp_path: Path) -> None:
-    model = MultiExitModel(MultiExitConfig(tiny_config("bert"), num_labels=NUM_LABELS)).eval()
+    model = small("bert", num_layers=3)
     export(model, tmp_path / "out")
     observe = ("layer", "margin", "agreement", "previous")
-    policy = learned("expected-return", make_env(3, observe))
-    scores = whole(model, policy, many_texts())[0]
+    policy, texts = learned("reinforce", make_env(3, observe)), many_texts(size=60)
+    scores = whole(model, policy, texts)[0]
     policy = policy.at(threshold=clear_threshold(scores))
-    inputs = padded(model, many_texts())
+    inputs = padded(model, texts)
     found = OnnxRuntime(tmp_path / "out", policy)(inputs)
     assert set(found.exit_layer) == {1, 2, 3}
     expected = EarlyExitRuntime(model, policy)(inputs)
