@@ -24,7 +24,16 @@ AGENTS: Registry["type[Agent]"] = Registry(
     },
 )
 # The rules cee-gym brings; each is an agent too, one that learns nothing.
-RULES = ("confidence", "entropy", "patience", "pcee", "saturation", "fixed-layer", "random")
+RULES = (
+    "confidence",
+    "margin",
+    "entropy",
+    "patience",
+    "pcee",
+    "saturation",
+    "fixed-layer",
+    "random",
+)
 
 
 def register_agent(name: str) -> Callable[["type[Agent]"], "type[Agent]"]:

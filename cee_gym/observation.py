@@ -7,15 +7,20 @@
 | probs | C | the class probabilities its exit gives | 0, 1 |
 | entropy | 1 | their entropy, divided by log C | 0, 1 |
 | confidence | 1 | the largest of them | 0, 1 |
+| margin | 1 | the difference of the two largest | 0, 1 |
+| agreement | 1 | how many exits in a row, up to this one, give its class, divided by L | 0, 1 |
+| previous | 3 | the `entropy` of the 3 exits before, the nearest first; 1 before layer 1 | 0, 1 |
 | alpha | 1 | the price of one layer in this episode | its range, or 0 to a million where fixed |
+
+`agreement` and `previous` show the path: with them a policy without a memory can do what the rules
+`patience` and `pcee` do. Only `probs` needs logits, which are recorded up to 256 classes.
 
 A part is one function, which serves recorded, live and deployed states alike. A module of your own
 adds one:
 
-    @register_observation("margin", width=1, low=0.0, high=1.0)
-    def margin(seen):
-        best = seen.xp.sort(seen.probs, axis=-1)
-        return best[..., -1:] - best[..., -2:-1]
+    @register_observation("runner_up", width=1, low=0.0, high=0.5)
+    def runner_up(seen):
+        return seen.xp.sort(seen.probs, axis=-1)[..., -2:-1]
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +35,9 @@ from gymnasium.spaces import Box
 from cee_gym.errors import CeeGymError
 from cee_gym.registry import Registry
 from cee_gym.reward import MOST_ALPHA
-from cee_gym.traces.readout import log_softmax, softmax
+from cee_gym.traces.readout import gap_of, log_softmax, softmax
+
+EXITS_BEFORE = 3  # whose entropies `previous` holds
 
 Layout = dict[str, slice]
 Array = Any  # of numpy or of torch
@@ -58,6 +65,7 @@ class Seen:
         confidence: `[n, t]`; by default computed from the logits.
         entropy: `[n, t]` in nats; by default computed from the logits.
         prediction: integers `[n, t]`; by default computed from the logits.
+        gap: `[n, t]`; by default computed from the logits.
     """
 
     def __init__(
@@ -72,14 +80,15 @@ class Seen:
         confidence: Array | None = None,
         entropy: Array | None = None,
         prediction: Array | None = None,
+        gap: Array | None = None,
     ) -> None:
         self.xp, self.sizes, self.layers = xp, sizes, layers
         self.hidden = hidden
         self._alpha = alpha
         self._logits = logits
         # Those that are given take the place of the cached properties.
-        given = (("confidence", confidence), ("entropy", entropy), ("prediction", prediction))
-        for name, array in given:
+        given = {"confidence": confidence, "entropy": entropy, "prediction": prediction, "gap": gap}
+        for name, array in given.items():
             if array is not None:
                 vars(self)[name] = array
 
@@ -135,6 +144,11 @@ class Seen:
     def prediction(self) -> Array:
         """The most probable class, `[n, t]`."""
         return self.xp.argmax(self.logits, axis=-1)
+
+    @cached_property
+    def gap(self) -> Array:
+        """The difference of the two largest class probabilities, `[n, t]`."""
+        return gap_of(self.probs, self.prediction, self.xp)
 
 
 @dataclass(frozen=True)
@@ -206,13 +220,44 @@ def _probs(seen: Seen) -> Array:
 
 @register_observation("entropy", low=0.0, high=1.0)
 def _entropy(seen: Seen) -> Array:
+    return _normal_entropy(seen)[..., None]
+
+
+def _normal_entropy(seen: Seen) -> Array:
+    """The entropy divided by log C, `[n, t]`, from 0 to 1."""
     scale = float(np.log(max(seen.sizes.num_labels, 2)))
-    return seen.xp.clip(seen.entropy / scale, 0.0, 1.0)[..., None]
+    return seen.xp.clip(seen.entropy / scale, 0.0, 1.0)
 
 
 @register_observation("confidence", low=0.0, high=1.0)
 def _confidence(seen: Seen) -> Array:
     return seen.confidence[..., None]
+
+
+@register_observation("margin", low=0.0, high=1.0)
+def _margin(seen: Seen) -> Array:
+    return seen.xp.clip(seen.gap, 0.0, 1.0)[..., None]
+
+
+@register_observation("agreement", low=0.0, high=1.0, path=True)
+def _agreement(seen: Seen) -> Array:
+    xp, given = seen.xp, seen.prediction
+    same = xp.astype(given[:, 1:] == given[:, :-1], xp.float32)
+    run = [xp.ones(given.shape[0], dtype=xp.float32, device=seen.hidden.device)]
+    for layer in range(same.shape[1]):
+        run.append(run[-1] * same[:, layer] + 1)  # from 1 again where it changed
+    return xp.stack(run, axis=1)[..., None] / seen.sizes.num_layers
+
+
+@register_observation("previous", width=EXITS_BEFORE, low=0.0, high=1.0, path=True)
+def _previous(seen: Seen) -> Array:
+    xp, entropy = seen.xp, _normal_entropy(seen)
+    size, steps = entropy.shape
+    # Before layer 1 nothing is certain, as for the rule `pcee`.
+    nothing = xp.ones((size, EXITS_BEFORE), dtype=entropy.dtype, device=seen.hidden.device)
+    padded = xp.concat([nothing, entropy], axis=1)
+    starts = range(EXITS_BEFORE - 1, -1, -1)
+    return xp.stack([padded[:, start : start + steps] for start in starts], axis=-1)
 
 
 @register_observation("alpha", low=0.0, high=np.inf)

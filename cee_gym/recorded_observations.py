@@ -105,6 +105,7 @@ class RecordedObservations:
             confidence=trace.confidence[rows][:, exits].clip(0.0, 1.0),  # other tools may round it
             entropy=trace.entropy[rows][:, exits],
             prediction=trace.prediction[rows][:, exits],
+            gap=None if trace.gap is None else trace.gap[rows][:, exits],
         )
 
     def _check_parts(self) -> None:

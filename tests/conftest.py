@@ -196,10 +196,9 @@ def mean_correct(exits):
 def squares(depths):
     return depths**2
 
-@register_observation("margin", low=0.0, high=1.0)
-def margin(seen):
-    best = seen.xp.sort(seen.probs, axis=-1)
-    return best[..., -1:] - best[..., -2:-1]
+@register_observation("runner_up", low=0.0, high=0.5)
+def runner_up(seen):
+    return seen.xp.sort(seen.probs, axis=-1)[..., -2:-1]
 
 @register_observation("in_a_row", low=0.0, high=100.0, path=True)
 def in_a_row(seen):

@@ -8,11 +8,15 @@ import array_api_compat.torch
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import cee_gym.recorded_observations
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import (
+    EXITS_BEFORE,
     PARTS,
     Seen,
     Sizes,
@@ -28,9 +32,10 @@ from cee_gym.problem import Problem
 from cee_gym.recorded_observations import RecordedObservations, recorded_observations
 from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
-from tests.made_traces import write_trace
+from tests.made_traces import write_arrays, write_trace
 
-ALL = ("alpha", "layer", "probs", "hidden", "confidence", "entropy")
+ALL = ("alpha", "layer", "probs", "hidden", "confidence", "entropy", "margin")
+PATH = ("agreement", "previous")
 SIZES = Sizes(num_layers=4, width=6, num_labels=3)
 
 
@@ -47,11 +52,11 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_hold_what_they_say(trace: Trace) -> None:
-    problem = Problem(trace, observe=ALL, alpha=0.5)
+    problem = Problem(trace, observe=(*ALL, *PATH), alpha=0.5)
     observations = problem.observe()
     part = {name: observations[..., where] for name, where in problem.layout.items()}
-    assert list(problem.layout) == list(ALL)
-    assert observations.shape == (20, 4, 1 + 4 + 3 + 6 + 1 + 1)
+    assert list(problem.layout) == [*ALL, *PATH]
+    assert observations.shape == (20, 4, 1 + 4 + 3 + 6 + 1 + 1 + 1 + 1 + EXITS_BEFORE)
     assert observations.dtype == np.float32
     np.testing.assert_array_equal(part["hidden"], trace.states)
     np.testing.assert_array_equal(part["layer"], np.broadcast_to(np.eye(4), (20, 4, 4)))
@@ -59,13 +64,51 @@ def test_parts_hold_what_they_say(trace: Trace) -> None:
     np.testing.assert_allclose(part["probs"].sum(axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(part["confidence"][..., 0], part["probs"].max(axis=-1), rtol=1e-6)
     np.testing.assert_allclose(part["entropy"][..., 0], trace.entropy / np.log(3), rtol=1e-6)
+    best = np.sort(trace.probabilities, axis=-1)
+    np.testing.assert_allclose(part["margin"][..., 0], best[..., -1] - best[..., -2], atol=1e-6)
+    np.testing.assert_array_equal(part["agreement"][:, 0], 1 / 4)
+    np.testing.assert_array_equal(part["previous"][:, 0], 1)
+    np.testing.assert_array_equal(part["previous"][:, 1:, 0], part["entropy"][:, :-1, 0])
     np.testing.assert_array_equal(part["alpha"], 0.5)
 
 
+@given(
+    prediction=arrays(np.int64, (3, 6), elements=st.integers(0, 2)),
+    entropy=arrays(np.float32, (3, 6), elements=st.floats(0, 1, width=32)),
+    exits=st.integers(1, 6),
+)
+@pytest.mark.parametrize("xp", [np, array_api_compat.torch], ids=["numpy", "torch"])
+def test_what_the_path_has_shown_is_what_a_loop_over_it_finds(
+    xp: Any, prediction: np.ndarray, entropy: np.ndarray, exits: int
+) -> None:
+    of = np.asarray if xp is np else torch.tensor
+    hidden = np.zeros((3, exits, 1), dtype=np.float32)
+    nats = entropy * np.float32(np.log(3))
+    seen = Seen(
+        xp,
+        Sizes(num_layers=6, width=1, num_labels=3),
+        (1, exits),
+        None,
+        of(hidden),
+        None,
+        entropy=of(nats[:, :exits]),
+        prediction=of(prediction[:, :exits]),
+    )
+    agreement, *previous = np.asarray(observe_last(PATH, seen)).T
+    for i, row in enumerate(prediction[:, :exits].tolist()):
+        run = 0
+        while run < exits and row[exits - 1 - run] == row[exits - 1]:
+            run += 1
+        assert agreement[i] == np.float32(run) / np.float32(6)
+        for back in range(1, EXITS_BEFORE + 1):
+            before = entropy[i, exits - 1 - back] if back < exits else 1.0
+            assert previous[back - 1][i] == pytest.approx(before, abs=1e-6)
+
+
 def test_bounds_are_the_true_ones() -> None:
-    layout = layout_of(ALL, SIZES)
+    layout = layout_of((*ALL, *PATH), SIZES)
     space = space_of(layout, (0.25, 0.5))
-    for name in ("layer", "probs", "confidence", "entropy"):
+    for name in ("layer", "probs", "confidence", "entropy", "margin", *PATH):
         assert (space.low[layout[name]] == 0).all()
         assert (space.high[layout[name]] == 1).all()
     assert space.low[layout["alpha"]] == 0.25
@@ -82,8 +125,8 @@ def test_rounding_does_not_lead_out_of_the_space(tmp_path: Path) -> None:
     entropy = np.full_like(trace.entropy, np.log(7) * (1 + 1e-6))
     confidence = np.full_like(trace.confidence, 1 + 1e-6)
     env = EarlyExitEnv(
-        trace=replace(trace, entropy=entropy, confidence=confidence),
-        observe=("entropy", "confidence"),
+        trace=replace(trace, entropy=entropy, confidence=confidence, gap=confidence),
+        observe=("entropy", "confidence", "margin", "previous"),
     )
     assert env.observation_space.contains(env.reset(seed=0)[0])
 
@@ -107,11 +150,34 @@ def test_probs_need_logits(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "trace", n=3, num_layers=2, num_labels=300)
     with pytest.raises(CeeGymError, match="holds no logits, as it has 300 classes"):
         EarlyExitEnv(trace=trace, observe=("probs",))
-    EarlyExitEnv(trace=trace, observe=("confidence", "entropy", "hidden", "layer"))
+    others = ("confidence", "entropy", "margin", "agreement", "previous", "hidden", "layer")
+    EarlyExitEnv(trace=trace, observe=others)
+
+
+def test_what_is_recorded_in_place_of_many_logits_is_what_they_tell(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    states, logits = np.zeros((20, 4, 1), np.float32), rng.normal(0, 3, size=(20, 4, 300))
+    logits[:, 2:] = logits[:, 2:3] + 0.1 * logits[:, 2:]  # the last two mostly agree
+    trace = write_arrays(tmp_path / "trace", states, logits, rng.integers(300, size=20))
+    assert trace.logits is None
+    parts = ("margin", *PATH)
+    whole = Problem(trace, observe=parts).observe()
+    assert set(whole[:, 3, 1].tolist()) == {0.25, 0.5}
+    for layer in range(1, 5):
+        seen = Seen(
+            array_api_compat.torch,
+            Sizes(num_layers=4, width=1, num_labels=300),
+            (1, layer),
+            None,
+            torch.tensor(states[:, :layer]),
+            torch.tensor(logits[:, :layer], dtype=torch.float32),
+        )
+        shown = np.asarray(observe_last(parts, seen))
+        np.testing.assert_allclose(shown, whole[:, layer - 1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("read", [False, True], ids=["computed", "recorded"])
-@pytest.mark.parametrize("part", [*ALL, "mine:margin", "mine:in_a_row"])
+@pytest.mark.parametrize("part", [*ALL, *PATH, "mine:runner_up", "mine:in_a_row"])
 def test_a_part_is_the_same_for_numpy_and_torch(
     own_module: str, trace: Trace, part: str, read: bool
 ) -> None:
@@ -171,8 +237,9 @@ def test_states_in_float16_are_read_as_the_float32_of_a_running_model(tmp_path: 
 
 
 def test_which_parts_need_the_path(own_module: str) -> None:
-    assert not needs_path([*ALL, "mine:margin"])
-    assert needs_path(["hidden", "mine:in_a_row"])
+    assert not needs_path([*ALL, "mine:runner_up"])
+    for part in (*PATH, "mine:in_a_row"):
+        assert needs_path(["hidden", part])
 
 
 def test_a_part_of_another_shape_is_refused(trace: Trace) -> None:
@@ -247,7 +314,7 @@ def test_a_part_that_is_defined_anew_is_observed_anew(trace: Trace) -> None:
 def test_observations_too_large_for_memory_are_computed_and_equal_the_table(
     own_module: str, trace: Trace, monkeypatch: pytest.MonkeyPatch, rows: Any
 ) -> None:
-    observe = (*ALL, "mine:in_a_row")
+    observe = (*ALL, *PATH, "mine:in_a_row")
     monkeypatch.setattr(
         cee_gym.recorded_observations, "_BYTES_AT_A_TIME", 1000
     )  # three instances at a time

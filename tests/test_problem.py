@@ -239,9 +239,9 @@ def test_a_pickle_opens_its_trace_again_and_shares_what_is_open(recording: Path)
 def test_a_pickled_problem_finds_what_is_the_users_own(own_module: str, trace: Trace) -> None:
     open_problem(trace=trace, reward="mine:probability")  # imports the module
     reward = Reward("probability", "mean_correct", "squares")
-    problem = shared_problem(trace, reward, ("margin", "layer"), 0.1)
+    problem = shared_problem(trace, reward, ("runner_up", "layer"), 0.1)
     written = pickle.dumps(problem, protocol=0)
-    for name in ("probability", "mean_correct", "squares", "margin"):
+    for name in ("probability", "mean_correct", "squares", "runner_up"):
         assert f"mine:{name}".encode() in written
     assert pickle.loads(written) is not None
 

@@ -92,18 +92,21 @@ def test_what_is_the_users_own_is_kept_with_its_module(own_module: str, recordin
         quality="mine:probability",
         hardness="mine:mean_correct",
         cost="mine:squares",
-        observe=("hidden", "mine:margin"),
+        observe=("hidden", "mine:runner_up"),
     )
     settings.problem(recording, "train")
     said = settings.to_json()
     short = ProblemSettings(
-        quality="probability", hardness="mean_correct", cost="squares", observe=("hidden", "margin")
+        quality="probability",
+        hardness="mean_correct",
+        cost="squares",
+        observe=("hidden", "runner_up"),
     )
     assert short.to_json() == said
     assert said["quality"] == "mine:probability"
     assert said["hardness"] == "mine:mean_correct"
     assert said["cost"] == "mine:squares"
-    assert said["observe"] == ["hidden", "mine:margin"]
+    assert said["observe"] == ["hidden", "mine:runner_up"]
 
 
 @pytest.mark.parametrize(

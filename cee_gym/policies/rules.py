@@ -3,6 +3,7 @@
 | rule | leaves at the first layer where | source |
 |---|---|---|
 | `confidence` | the largest class probability passes a threshold | Schwartz et al. 2020 |
+| `margin` | the two largest are further apart than a threshold | CALM, Schuster et al. 2022 |
 | `entropy` | their entropy falls below a threshold | DeeBERT, Xin et al. 2020 |
 | `patience` | p classifiers in a row agree | PABEE, Zhou et al. 2020 |
 | `pcee` | p classifiers in a row are confident | PCEE-BERT, Zhang et al. 2022 |
@@ -12,15 +13,15 @@
 
 A module of your own adds one, which `--agent MODULE:NAME` then trains, evaluates and deploys:
 
-    @register_policy("margin")
+    @register_policy("ratio")
     @dataclass(kw_only=True)
-    class Margin(Rule):
+    class Ratio(Rule):
         threshold: float = number(0.5, 0, 1)
         reads = ("probs",)
 
         def scores(self, observations, layout):
             best = np.sort(observations[..., layout["probs"]], axis=-1)
-            return best[..., -1] - best[..., -2]
+            return 1 - best[..., -2] / best[..., -1]
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,30 @@ class Confidence(Rule):
     ) -> "tuple[tuple[str, ...], LayerScores, float]":
         """The same without leaving the device."""
         return self.reads, lambda confidence, layer: confidence, threshold
+
+
+@register_policy("margin")
+@dataclass(kw_only=True)
+class Margin(Rule):
+    """Leaves where the exit's first choice is far ahead of its second.
+
+    Args:
+        threshold: on the difference of the two largest class probabilities. Its default is what the
+            default of `confidence` comes to with two classes.
+    """
+
+    threshold: float = number(0.8, 0, 1, search=Range(0.0, 1.0))
+    reads = ("margin",)
+
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """The margin."""
+        return observations[..., layout["margin"].start]
+
+    def decider(
+        self, layout: Layout, threshold: float, device: "torch.device"
+    ) -> "tuple[tuple[str, ...], LayerScores, float]":
+        """The same without leaving the device."""
+        return self.reads, lambda margin, layer: margin, threshold
 
 
 @register_policy("entropy")

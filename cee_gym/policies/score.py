@@ -21,6 +21,7 @@ SCORES: Registry[type["Score"]] = Registry(
     "exit policy",
     {
         "confidence": "cee_gym.policies.rules:Confidence",
+        "margin": "cee_gym.policies.rules:Margin",
         "entropy": "cee_gym.policies.rules:Entropy",
         "patience": "cee_gym.policies.rules:Patience",
         "pcee": "cee_gym.policies.rules:PCEE",

@@ -65,6 +65,19 @@ def softmax(logits: Array, xp: Any = np) -> Array:
     return xp.exp(log_softmax(logits, xp))
 
 
+def gap_of(probs: Array, prediction: Array, xp: Any = np) -> Array:
+    """The difference of the two largest class probabilities, `[...]`.
+
+    Args:
+        probs: floats `[..., C]`.
+        prediction: integers `[...]`, the class of the largest; of equal ones any.
+        xp: the namespace of their library, as for `read_out`.
+    """
+    classes = xp.arange(probs.shape[-1], device=probs.device)
+    others = xp.where(classes == prediction[..., None], xp.zeros_like(probs), probs)
+    return xp.max(probs, axis=-1) - xp.max(others, axis=-1)
+
+
 def read_out(logits: Array, labels: Array | None = None, xp: Any = np) -> Readout:
     """Reads the logits of some exits.
 
@@ -84,9 +97,7 @@ def read_out(logits: Array, labels: Array | None = None, xp: Any = np) -> Readou
         loss = -xp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
         correct = prediction == labels
     if logits.shape[-1] > MOST_LABELS_WITH_LOGITS:
-        classes = xp.arange(logits.shape[-1], device=logits.device)
-        others = xp.where(classes == prediction[..., None], xp.zeros_like(p), p)
-        gap = confidence - xp.max(others, axis=-1)
+        gap = gap_of(p, prediction, xp)
     return Readout(
         loss=loss,
         prediction=prediction,

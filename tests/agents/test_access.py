@@ -22,7 +22,7 @@ from cee_gym.reward import QUALITIES, Quality
 from cee_gym.traces import Trace
 from tests.made_traces import write_trace
 
-OBSERVE = ("hidden", "layer", "probs", "confidence", "entropy")
+OBSERVE = ("hidden", "layer", "probs", "confidence", "margin", "entropy")
 SMALL: dict[str, dict[str, Any]] = {
     "reinforce": {"batch_size": 8, "rollouts": 4},
     "ppo": {"num_envs": 4, "num_steps": 16},

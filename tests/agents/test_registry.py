@@ -32,17 +32,17 @@ from cee_gym.policies.rules import Rule
 from cee_gym.settings import Range, number
 
 
-@register_policy("margin")
+@register_policy("ratio")
 @dataclass(kw_only=True)
-class Margin(Rule):
-    """Leaves where the best class is far ahead of the second."""
+class Ratio(Rule):
+    """Leaves where the second class is far less probable than the best."""
 
     threshold: float = number(0.5, 0, 1, search=Range(0.0, 1.0))
     reads = ("probs",)
 
     def scores(self, observations, layout):
         best = np.sort(observations[..., layout["probs"]], axis=-1)
-        return best[..., -1] - best[..., -2]
+        return 1 - best[..., -2] / best[..., -1]
 
 
 @register_observation("lead", width=1, low=0.0, high=1.0)
@@ -71,12 +71,12 @@ from cee_gym.agents.registry import hyperparameter_ranges, preset_for
 from cee_gym.envs import EarlyExitEnv
 import numpy as np
 
-for name, setting in (("margin", {"threshold": 0.25}), ("patient", {"bonus": 0.5})):
+for name, setting in (("ratio", {"threshold": 0.25}), ("patient", {"bonus": 0.5})):
     full = f"mine:{name}"
     agent = make_agent(full, **setting)
     assert set(setting) <= set(hyperparameter_ranges(full))
     preset = preset_for(full, "rte")
-    assert preset.observe == {"margin": ("probs",), "patient": ("layer", "lead")}[name]
+    assert preset.observe == {"ratio": ("probs",), "patient": ("layer", "lead")}[name]
     env = EarlyExitEnv(trace="trace", observe=preset.observe)
     agent.learn(env, 500).save(name)
     np.save(f"{name}.npy", agent.policy.scores_on(env.problem))
@@ -89,7 +89,7 @@ from cee_gym.problem import Problem
 from cee_gym.traces import Trace
 import numpy as np, sys
 
-for name, setting in (("margin", {"threshold": 0.25}), ("patient", {"bonus": 0.5})):
+for name, setting in (("ratio", {"threshold": 0.25}), ("patient", {"bonus": 0.5})):
     policy = ExitPolicy.load(name)
     problem = Problem(Trace.open("trace"), observe=policy.observe)
     np.testing.assert_array_equal(policy.scores_on(problem), np.load(f"{name}.npy"))
@@ -98,8 +98,8 @@ for name, setting in (("margin", {"threshold": 0.25}), ("patient", {"bonus": 0.5
         assert agent.name == name
         assert agent.hyperparameters().items() >= setting.items()
         assert agent.policy.observe == policy.observe
-        assert type(agent).__module__ == {"margin": "cee_gym.agents.rule", "patient": "mine"}[name]
-        assert type(policy.score).__module__ == {"margin": "mine"}.get(
+        assert type(agent).__module__ == {"ratio": "cee_gym.agents.rule", "patient": "mine"}[name]
+        assert type(policy.score).__module__ == {"ratio": "mine"}.get(
             name, "cee_gym.policies.per_layer"
         )
         policy.for_budget(saved_layers=0.5, on=problem)

@@ -20,7 +20,7 @@ ALL = [*agent_names(), "sb3:a2c"]
 def env(tmp_path) -> EarlyExitEnv:
     return EarlyExitEnv(
         trace=write_trace(tmp_path / "t"),
-        observe=("layer", "confidence", "entropy", "hidden", "probs"),
+        observe=("layer", "confidence", "margin", "entropy", "hidden", "probs"),
     )
 
 

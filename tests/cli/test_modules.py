@@ -19,21 +19,20 @@ from cee_gym.policies.rules import Rule
 from cee_gym.settings import number
 
 
-@register_policy("margin")
+@register_policy("ratio")
 @dataclass(kw_only=True)
-class Margin(Rule):
+class Ratio(Rule):
     threshold: float = number(0.5, 0, 1)
     reads = ("probs",)
 
     def scores(self, observations, layout):
         best = np.sort(observations[..., layout["probs"]], axis=-1)
-        return best[..., -1] - best[..., -2]
+        return 1 - best[..., -2] / best[..., -1]
 
 
-@register_observation("margin", width=1, low=0.0, high=1.0)
-def margin(seen):
-    best = seen.xp.sort(seen.probs, axis=-1)
-    return best[..., -1:] - best[..., -2:-1]
+@register_observation("runner_up", width=1, low=0.0, high=0.5)
+def runner_up(seen):
+    return seen.xp.sort(seen.probs, axis=-1)[..., -2:-1]
 
 
 @register_quality("probability", low=0.0, high=1.0)
@@ -59,12 +58,12 @@ def mine(tmp_path: Path) -> Path:
 
 def test_a_rule_of_ones_own_is_trained_evaluated_and_deployed(mine, data) -> None:
     text = ("--backbone", str(shipped_backbone(CLAUSES)), "--data", str(data))
-    train = ("train", CLAUSES, *text, "--policy-data", "fitted", "--agent", "mine:margin")
+    train = ("train", CLAUSES, *text, "--policy-data", "fitted", "--agent", "mine:ratio")
     out = installed(*train, "--set", "threshold=0.7", "--output", "run")
-    assert out.startswith("margin ")
-    assert json.loads(Path("run/config.json").read_text())["agent"] == "mine:margin"
+    assert out.startswith("ratio ")
+    assert json.loads(Path("run/config.json").read_text())["agent"] == "mine:ratio"
     for file, key in (("agent.json", "agent"), ("policy.json", "score")):
-        assert json.loads(Path("run/round-0/agent", file).read_text())[key] == "mine:margin"
+        assert json.loads(Path("run/round-0/agent", file).read_text())[key] == "mine:ratio"
     assert "\nlost-1: " in installed("evaluate", "run")
     points = json.loads(Path("run/points.json").read_text())["points"]
     assert points["own"]["threshold"] == 0.7
@@ -80,14 +79,14 @@ def test_a_rule_of_ones_own_is_trained_evaluated_and_deployed(mine, data) -> Non
 
 def test_a_quality_and_a_part_of_ones_own_are_found_again(mine, data, tmp_path) -> None:
     text = ("--backbone", str(shipped_backbone(CLAUSES)), "--data", str(data))
-    settings = ("--quality", "mine:probability", "--observe", "hidden", "layer", "mine:margin")
+    settings = ("--quality", "mine:probability", "--observe", "hidden", "layer", "mine:runner_up")
     few = ("--total-timesteps", "500", "--policy-data", "fitted", "--output", "run")
     installed("train", CLAUSES, *text, *settings, *few)
     problem = json.loads(Path("run/config.json").read_text())["problem"]
     assert problem["quality"] == "mine:probability"
-    assert problem["observe"] == ["hidden", "layer", "mine:margin"]
+    assert problem["observe"] == ["hidden", "layer", "mine:runner_up"]
     assert list(json.loads(Path("run/round-0/agent/policy.json").read_text())["layout"]) == [
-        *("hidden", "layer", "mine:margin")
+        *("hidden", "layer", "mine:runner_up")
     ]
     assert "hindsight" in installed("evaluate", "run")
     points = json.loads(Path("run/points.json").read_text())["points"]
@@ -99,7 +98,7 @@ def test_a_quality_and_a_part_of_ones_own_are_found_again(mine, data, tmp_path) 
 
 def test_a_run_with_a_quality_of_ones_own_is_resumed(mine, tmp_path) -> None:
     recording = write_recording(tmp_path / "r")
-    train = ("train", "EarlyExit", "--trace", str(recording), "--agent", "mine:margin")
+    train = ("train", "EarlyExit", "--trace", str(recording), "--agent", "mine:ratio")
     quality = ("--quality", "mine:probability", "--output", "run")
     first = installed(*train, *quality)
     assert installed(*train, *quality, "--resume") == first

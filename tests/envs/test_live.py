@@ -35,7 +35,8 @@ from cee_gym.traces.texts import collect
 from cee_gym.traces.trace import Trace
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "not", "very", "good", "bad"]
-ALL = ("hidden", "layer", "probs", "entropy", "confidence", "alpha")
+PATH = ("margin", "agreement", "previous")
+ALL = ("hidden", "layer", "probs", "entropy", "confidence", *PATH, "alpha")
 NUM_LAYERS = 4
 SIZE = {
     "vocab_size": len(WORDS) + 5,
@@ -157,7 +158,7 @@ def recorded_undecided(
     return model, record(model, tokenizer, data, path, "float32")
 
 
-OWN = ("hidden", "mine:margin", "layer", "mine:in_a_row", "alpha")
+OWN = ("hidden", "mine:runner_up", "layer", "mine:in_a_row", "alpha")
 
 
 @pytest.mark.parametrize(
@@ -217,31 +218,52 @@ def test_a_quality_that_looks_deeper_is_refused_live(
     np.testing.assert_array_equal(problem.quality, trace.prediction == trace.prediction[:, -1:])
 
 
-class _InARow(Score):
-    """Leaves where exits in a row agree, and tells how confident the first exit was."""
+class _Shown(Score):
+    """Leaves by the mean of what one part of the observation shows."""
 
-    name = "in-a-row-in-tests"
-    reads = ("in_a_row",)
+    name = "shown-in-tests"
+
+    def __init__(self, part: str) -> None:
+        self.reads = (part,)
 
     def scores(self, observations: Any, layout: Any) -> Any:
-        return observations[..., layout["in_a_row"].start] / 100
+        (part,) = self.reads
+        shown = observations[..., layout[part]].mean(axis=-1)
+        return 1 - shown if part == "previous" else shown  # entropies fall where exits are sure
 
     def settings(self) -> dict[str, Any]:
         return {}
 
     @classmethod
-    def restore(cls, *_: Any) -> "_InARow":
-        return cls()
+    def restore(cls, *_: Any) -> "_Shown":
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("batch_size", [1, 12])
-def test_a_part_that_reads_the_path_is_the_same_in_the_runtime(
-    own_module: str, tmp_path: Path, tokenizer: BertTokenizer, data: Dataset, batch_size: int
+@pytest.mark.parametrize(
+    ("part", "threshold"),
+    [
+        ("margin", 0.15),
+        ("agreement", 1.5 / 8),
+        ("agreement", 2.5 / 8),
+        ("previous", 0.021),
+        ("mine:in_a_row", 1.5),
+    ],
+)
+def test_a_part_that_shows_the_path_is_the_same_in_the_runtime(
+    own_module: str,
+    tmp_path: Path,
+    tokenizer: BertTokenizer,
+    data: Dataset,
+    batch_size: int,
+    part: str,
+    threshold: float,
 ) -> None:
     model, trace = recorded_undecided(tokenizer, data, tmp_path / "trace")
-    problem = Problem(trace, observe=("hidden", "layer", "mine:in_a_row"))
-    policy = ExitPolicy(_InARow(), problem.layout, threshold=0.015)
+    problem = Problem(trace, observe=("hidden", "layer", part))
+    policy = ExitPolicy(_Shown(part.rpartition(":")[2]), problem.layout, threshold=threshold)
     expected = policy.exit_layers(policy.scores_on(problem))
+    assert np.abs(policy.scores_on(problem) - threshold).min() > 1e-4  # rounding is less
     assert len(set(expected)) >= 3  # rows leave, and others go on with what they have seen
     runtime = EarlyExitRuntime(model, policy)
     text = EncodedText(data, tokenizer, 32)

@@ -20,6 +20,7 @@ from tests.made_traces import write_recording
 OBSERVE = [
     ("hidden", "layer"),
     ("hidden", "layer", "probs", "entropy", "confidence", "alpha"),
+    ("margin", "agreement", "previous"),
 ]
 
 

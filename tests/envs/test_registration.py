@@ -116,7 +116,7 @@ def test_spawned_workers_of_gymnasium(recording: Path) -> None:
 def test_spawned_workers_find_what_is_the_users_own(own_module: str, recording: Path) -> None:
     arguments: dict[str, Any] = {
         "reward": Reward("mine:probability", "mine:mean_correct"),
-        "observe": ("mine:margin", "layer"),
+        "observe": ("mine:runner_up", "layer"),
     }
     envs = gym.make_vec(
         "cee_gym:EarlyExit-BERT-MRPC",

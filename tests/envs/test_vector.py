@@ -18,7 +18,10 @@ MODES = ["SameStep", "NextStep", "Disabled"]
 PLAIN: dict[str, Any] = {}
 RANGED: dict[str, Any] = {
     "alpha": (0.0, 0.1),
-    "observe": ("hidden", "layer", "probs", "entropy", "confidence", "alpha"),
+    "observe": (
+        *("hidden", "layer", "probs", "entropy", "confidence"),
+        *("margin", "agreement", "previous", "alpha"),
+    ),
 }
 
 

@@ -36,7 +36,7 @@ from cee_gym.training.phases import observe_output
 from tests.conftest import tiny_config
 from tests.made_traces import write_arrays, write_trace
 
-ALL = ("confidence", "hidden", "layer", "probs", "entropy", "alpha")
+ALL = ("confidence", "margin", "hidden", "layer", "probs", "entropy", "alpha")
 NUM_LABELS = 3
 ALPHA = 0.02
 Text = list[int]
@@ -226,7 +226,7 @@ def test_what_is_read_off_earlier_exits_is_as_recorded_while_texts_leave(
     )
     labels = np.zeros(len(texts), dtype=np.int64)
     trace = write_arrays(tmp_path / "trace", states, logits, labels)
-    observe = ("layer", "confidence", f"{own_module}:in_a_row")
+    observe = ("layer", "confidence", "agreement", "previous", f"{own_module}:in_a_row")
     if kind == "a network":
         policy = learned("reinforce", EarlyExitEnv(trace=trace, observe=observe))
     else:

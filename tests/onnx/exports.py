@@ -13,10 +13,10 @@ from tests.inference.test_runtime import NUM_LABELS
 
 
 @cache
-def small(family: str, pooling: str = "first") -> MultiExitModel:
-    """Of two layers. Tracing takes seconds whatever the size: most families are marked slow."""
+def small(family: str, pooling: str = "first", num_layers: int = 2) -> MultiExitModel:
+    """Of few layers. Tracing takes seconds whatever the size: most families are marked slow."""
     config = tiny_config(family)
-    config.num_hidden_layers = 2
+    config.num_hidden_layers = num_layers
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = MultiExitModel(MultiExitConfig(config, num_labels=NUM_LABELS, pooling=pooling))

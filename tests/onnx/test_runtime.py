@@ -72,6 +72,24 @@ def test_agents(name: str) -> None:
     assert_same("bert", "first", policy, [many_texts(seed=3)])
 
 
+def test_what_the_path_shows(tmp_path: Path) -> None:
+    model = small("bert", num_layers=3)
+    export(model, tmp_path / "out")
+    observe = ("layer", "margin", "agreement", "previous")
+    policy, texts = learned("reinforce", make_env(3, observe)), many_texts(size=60)
+    scores = whole(model, policy, texts)[0]
+    policy = policy.at(threshold=clear_threshold(scores))
+    inputs = padded(model, texts)
+    found = OnnxRuntime(tmp_path / "out", policy)(inputs)
+    assert set(found.exit_layer) == {1, 2, 3}
+    expected = EarlyExitRuntime(model, policy)(inputs)
+    np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
+    np.testing.assert_array_equal(found.prediction, expected.prediction)
+    export(model, tmp_path / "few", exit_layers=[2])
+    with pytest.raises(CeeGymError, match=r"needs exits at layers \[1\]"):
+        OnnxRuntime(tmp_path / "few", policy)
+
+
 def test_layers_between_exits_are_one_graph(tmp_path: Path) -> None:
     model = MultiExitModel(MultiExitConfig(tiny_config("electra"), num_labels=NUM_LABELS)).eval()
     export(model, tmp_path / "out", exit_layers=[3])

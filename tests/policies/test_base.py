@@ -19,7 +19,7 @@ from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
 from tests.made_traces import write_trace
 
-ALL = ("hidden", "layer", "probs", "entropy", "confidence", "alpha")
+ALL = ("hidden", "layer", "probs", "entropy", "confidence", "margin", "alpha")
 CPU = torch.device("cpu")
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in agent_names() if name != "random"),
@@ -250,6 +250,6 @@ def test_other_observations_are_refused_with_the_sizes_of_both(problem) -> None:
 
 def test_it_says_what_it_is(every_price) -> None:
     assert repr(every_price.at(alpha=0.05, threshold=0.25)) == (
-        "<ExitPolicy expected-return: reads hidden, layer, probs, entropy, confidence, alpha; "
-        "threshold 0.25, alpha 0.05>"
+        "<ExitPolicy expected-return: reads hidden, layer, probs, entropy, confidence, margin, "
+        "alpha; threshold 0.25, alpha 0.05>"
     )

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cee_gym.observation import Sizes, layout_of
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.per_layer import PerLayerScore, bounds, make_network, states
+from cee_gym.policies.rules import PCEE, Confidence, Margin, Patience, Rule
+from cee_gym.problem import Problem
+from cee_gym.traces.trace import Trace
+from tests.made_traces import write_arrays
 
 SIZES = Sizes(num_layers=4, width=3, num_labels=2)
 # The layer in the middle, so that what is read lies on both sides of it.
@@ -85,3 +90,66 @@ def test_the_runtime_need_not_show_it_the_layer() -> None:
     decider = policy(5, "confidence").decider(torch.device("cpu"))
     assert decider.parts == ("confidence", "hidden", "alpha", "entropy")
     assert decider.alpha == 0.1
+
+
+@pytest.fixture(scope="module")
+def fitted_and_unseen(tmp_path_factory) -> tuple[Trace, Trace]:
+    """Exits whose logits wander: 2000 instances, 5 exits, 3 classes, and as many others."""
+    traces = []
+    for seed in (0, 1):
+        logits = np.random.default_rng(seed).normal(size=(2000, 5, 3)).cumsum(axis=1)
+        path, labels = tmp_path_factory.mktemp("trace") / "t", np.zeros(2000, dtype=int)
+        traces.append(write_arrays(path, np.zeros((2000, 5, 1)), logits, labels))
+    return traces[0], traces[1]
+
+
+def imitation(rule: Rule, trace: Trace, observe: list[str]) -> ExitPolicy:
+    """Networks fitted to where a rule leaves, by cross-entropy."""
+    problem = Problem(trace, observe=observe)
+    network = make_network(problem.layout, (0.0, 0.0), 32, "equally_likely", seed=0)
+    seen = states(torch.tensor(problem.observe()), problem.layout)
+    leaves = torch.from_numpy(leaving(rule, trace)).float()
+    optimizer = torch.optim.LBFGS(
+        network.parameters(), max_iter=100, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        found = binary_cross_entropy_with_logits(network(seen)[:, :-1], leaves)
+        found.backward()
+        return float(found.detach())
+
+    optimizer.step(loss)
+    return ExitPolicy(PerLayerScore(network, problem.layout, True), problem.layout)
+
+
+def leaving(rule: Rule, trace: Trace) -> np.ndarray:
+    """Where it leaves, bool `[N, L - 1]`."""
+    problem = Problem(trace, observe=("probs", "entropy", "confidence", "margin"))
+    return rule.policy(problem).exit_probabilities(problem.observe())[:, :-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "part"),
+    [
+        (Confidence(threshold=0.8), "confidence"),
+        (Margin(threshold=0.6), "margin"),
+        (Patience(patience=3), "agreement"),
+        (PCEE(threshold=0.6, patience=2), "previous"),
+        (PCEE(threshold=0.85, patience=4), "previous"),
+    ],
+)
+def test_what_is_observed_of_the_path_is_enough_to_do_what_rules_do(
+    fitted_and_unseen: tuple[Trace, Trace], rule: Rule, part: str
+) -> None:
+    fitted, unseen = fitted_and_unseen
+    parts = ["layer", "confidence", "margin", "agreement", "previous"]
+    expected = leaving(rule, unseen)
+    assert 0.05 < expected.mean() < 0.5
+    alike = []
+    for observe in (parts, [name for name in parts if name != part]):
+        policy = imitation(rule, fitted, observe)
+        scores = policy.scores_on(Problem(unseen, observe=observe))
+        alike.append(float(((scores[:, :-1] > policy.threshold) == expected).mean()))
+    assert alike[0] >= 0.99
+    assert alike[1] < 0.985  # what the part shows is in no other

@@ -17,6 +17,7 @@ from cee_gym.policies.rules import (
     Confidence,
     Entropy,
     FixedLayer,
+    Margin,
     Patience,
     RandomExit,
     Rule,
@@ -27,7 +28,7 @@ from cee_gym.policies.score import SCORES
 from cee_gym.problem import Problem
 from tests.made_traces import write_arrays, write_trace
 
-PARTS = ("layer", "probs", "entropy", "confidence", "hidden")
+PARTS = ("layer", "probs", "entropy", "confidence", "margin", "hidden")
 # Values from 0 to 1, some of them equal to each other and to thresholds.
 SHARES = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1, width=32))
 # A score of one minus the entropy tells apart what differs by this, as float32 near 1 does.
@@ -72,6 +73,13 @@ def test_confidence_leaves_where_it_passes_the_threshold(confidence, threshold) 
     scores, leaves = leaving(Confidence(threshold=threshold), "confidence", confidence)
     np.testing.assert_array_equal(scores, confidence[..., 0])
     assert leaves.tolist() == [[float(c) > threshold for c in row] for row in confidence[..., 0]]
+
+
+@given(margin=instances(1), threshold=SHARES)
+def test_margin_leaves_where_it_passes_the_threshold(margin, threshold) -> None:
+    scores, leaves = leaving(Margin(threshold=threshold), "margin", margin)
+    np.testing.assert_array_equal(scores, margin[..., 0])
+    assert leaves.tolist() == [[float(m) > threshold for m in row] for row in margin[..., 0]]
 
 
 @given(confidence=instances(1), threshold=st.floats(0, 1))
@@ -238,6 +246,10 @@ def test_rules_read_their_parts_where_they_stand(problem) -> None:
     assert exits(Confidence(threshold=0.7), problem) == plainly(
         lambda i, t: trace.confidence[i, t] > 0.7
     )
+    best = np.sort(trace.probabilities, axis=-1)
+    assert exits(Margin(threshold=0.5), problem) == plainly(
+        lambda i, t: best[i, t, -1] - best[i, t, -2] > 0.5
+    )
     assert exits(Entropy(threshold=0.6), problem) == plainly(lambda i, t: entropy[i, t] < 0.6)
     assert exits(PCEE(threshold=0.7, patience=2), problem) == plainly(
         lambda i, t: t > 0 and entropy[i, t - 1] < 0.7 and entropy[i, t] < 0.7
@@ -252,7 +264,7 @@ def test_rules_read_their_parts_where_they_stand(problem) -> None:
     assert set(exits(FixedLayer(layer=3), problem)) == {3}
 
 
-RULES = [Confidence, Entropy, Patience, PCEE, Saturation, FixedLayer]
+RULES = [Confidence, Margin, Entropy, Patience, PCEE, Saturation, FixedLayer]
 
 
 @pytest.mark.parametrize("kind", RULES)
