@@ -24,6 +24,16 @@ def test_build_train_evaluate(data, own_home, capsys) -> None:
     listed = capsys.readouterr().out
     assert "train 120" not in listed
     assert "calibration 18, dev 60" in listed
+    headroom = listed[listed.index("mean return on dev") :].splitlines()
+    assert all(len(line) <= 100 for line in headroom)
+    assert headroom[0].split()[-4:] == ["threshold", "learned", "bound", "hindsight"]
+    rows = [line.split() for line in headroom[1:-1]]
+    assert [row[:2] for row in rows] == [["EarlyExit-BERT-RTE", "277"], [CLAUSES, "60"]]
+    found = gym.make(CLAUSES, split="dev").unwrapped.headroom()
+    assert rows[1][2] == f"{found.full_depth.mean_return:.3f}"
+    assert rows[1][-1] == f"{found.hindsight.mean_return:.3f}"
+    main(["envs", "--no-headroom"])
+    assert capsys.readouterr().out == listed[: listed.index("\nmean return on dev")]
 
     run = ["train", CLAUSES, "--output", "runs/one", "--total-timesteps", "3000", "--alpha", "0.05"]
     main(run)
