@@ -47,6 +47,8 @@ def find_recording(id: str) -> Path:
 
 def build_command(id: str) -> str:
     """The command that records a benchmark."""
+    if shipped_backbone(id) is not None:
+        return f"cee-gym build {id}"
     return f"cee-gym build {id} --backbone google-bert/bert-base-uncased --data DIR_OR_HUB_NAME"
 
 
