@@ -8,6 +8,7 @@ import numpy as np
 
 from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward_space
 from cee_gym.envs.render import Readings
+from cee_gym.headroom import Headroom, headroom_of
 from cee_gym.problem import OBSERVE, Problem, open_problem
 from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
@@ -110,6 +111,18 @@ class EarlyExitEnv(EpisodeEnv):
             deterministic=self.problem.reward.deterministic,
             render_mode=render_mode,
         )
+
+    def headroom(self, alpha: float | None = None) -> Headroom:
+        """What fixed layers, a threshold, a learned policy and hindsight earn on this split.
+
+        Args:
+            alpha: the price of one layer; by default that of the environment.
+
+        Raises:
+            CeeGymError: if the environment draws alpha from a range and none is given, or there
+                are too few rows.
+        """
+        return headroom_of(self.problem, alpha)
 
     def _enter_layer(self) -> None:
         pass

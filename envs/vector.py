@@ -26,6 +26,7 @@ from cee_gym.envs.episode import (
 )
 from cee_gym.envs.recorded import EarlyExitEnv, readings
 from cee_gym.errors import CeeGymError
+from cee_gym.headroom import Headroom, headroom_of
 from cee_gym.observation import allowed_alpha, space_of
 from cee_gym.problem import OBSERVE, open_problem
 from cee_gym.reward import Reward
@@ -136,6 +137,10 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
     def of(cls, env: EarlyExitEnv, num_envs: int) -> "EarlyExitVectorEnv":
         """The scalar environment `env`, `num_envs` times."""
         return cls(num_envs, **env.arguments)
+
+    def headroom(self, alpha: float | None = None) -> Headroom:
+        """What policies earn on this split; see `EarlyExitEnv.headroom`."""
+        return headroom_of(self.problem, alpha)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

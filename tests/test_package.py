@@ -27,8 +27,9 @@ assert info["exit_layer"] == 6
 envs = gym.make_vec("cee_gym:EarlyExit-BERT-RTE", num_envs=8)
 envs.reset(seed=0)
 envs.step(envs.action_space.sample())
+assert env.unwrapped.headroom().rows == len(env.unwrapped.problem)
 from cee_gym import Reward, Trace, memorized_layer
-for name in ("torch", "transformers", "stable_baselines3", "datasets"):
+for name in ("torch", "transformers", "stable_baselines3", "datasets", "sklearn"):
     assert name not in sys.modules, name
     try:
         __import__(name)

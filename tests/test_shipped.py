@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -10,16 +11,22 @@ from scipy.stats import spearmanr
 import cee_gym
 from cee_gym.hardness import memorized_layer
 from cee_gym.tasks import clauses, get_task, load_splits
-from cee_gym.traces.recordings import find_recording, open_split, shipped_backbone
+from cee_gym.traces.recordings import (
+    find_recording,
+    open_split,
+    recorded_splits,
+    shipped_backbone,
+)
 
 RTE = "EarlyExit-BERT-RTE"
 CLAUSES = "EarlyExit-ToyBERT-Clauses"
 SHIPPED = Path(cee_gym.__file__).parent / "shipped"
 
 
+@pytest.mark.parametrize("id", [RTE, CLAUSES])
 @pytest.mark.parametrize("split", ["train", "calibration", "dev"])
-def test_the_recording_is_whole(split) -> None:
-    open_split(SHIPPED / RTE, split).verify()
+def test_the_recordings_are_whole(id, split) -> None:
+    open_split(SHIPPED / id, split).verify()
 
 
 def test_no_recorded_row_was_fitted_to_and_splits_are_disjoint() -> None:
@@ -41,6 +48,16 @@ def test_accuracy_is_what_the_results_file_says() -> None:
     row = results["seeds"][results["shipped_seed"]]
     assert row["fingerprint"]["dev"] == dev.fingerprint
     np.testing.assert_allclose(row["dev_accuracy_per_layer"], dev.correct.mean(axis=0), atol=1e-4)
+
+
+def test_there_is_something_to_learn() -> None:
+    """One recording at least has room above the best fixed layer and the best threshold."""
+    ids = [path.name for path in SHIPPED.iterdir() if recorded_splits(path)]
+    found = [gym.make(id, split="dev").unwrapped.headroom() for id in ids]
+    assert any(
+        all(gain.mean > 2 * gain.error for gain in (one.over_fixed_layer, one.over_threshold))
+        for one in found
+    )
 
 
 @pytest.mark.real_data
@@ -66,13 +83,30 @@ def test_the_toy_needs_its_depth(tmp_path) -> None:
     record(setup, tmp_path / "models", tmp_path / "recording")
     dev = open_split(tmp_path / "recording", "dev")
     assert len(dev) >= 2000
-    accuracy = dev.correct.mean(axis=0)
+    difficulty = np.array(clauses.sentences(*clauses.SPLITS["dev"])["difficulty"])
+    unanswered = difficulty == clauses.NO_ANSWER
+    accuracy = dev.correct[~unanswered].mean(axis=0)
     assert accuracy[-1] >= accuracy[1] + 0.10
     assert accuracy[-1] > 0.99
-    difficulty = clauses.sentences(*clauses.SPLITS["dev"])["difficulty"]
-    assert spearmanr(memorized_layer(dev.correct), difficulty).statistic >= 0.3
+    memorized = memorized_layer(dev.correct)[~unanswered]
+    assert spearmanr(memorized, difficulty[~unanswered]).statistic >= 0.3
+    # What nobody can know is as good as a coin at every depth, and the model is as unsure.
+    assert np.abs(dev.correct[unanswered].mean(axis=0) - 0.5).max() < 0.08
+    assert dev.confidence[unanswered].mean() < 0.6
+    # The shipped recording is of the first of these rows.
+    shipped = open_split(SHIPPED / CLAUSES, "dev")
+    np.testing.assert_array_equal(shipped.row_ids, dev.row_ids[: len(shipped)])
+    np.testing.assert_allclose(shipped.confidence, dev.confidence[: len(shipped)], atol=1e-3)
 
 
-def test_the_toys_weights_are_small() -> None:
+def test_the_toy_is_small() -> None:
     files = [p for p in (SHIPPED / CLAUSES).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 2e6
+    assert sum(p.stat().st_size for p in files) <= 3.5e6
+
+
+def test_on_clauses_what_is_learned_beats_every_threshold() -> None:
+    """Under either reward: a threshold waits for what nobody can know."""
+    for reward in ("paper", "correctness"):
+        found = gym.make(CLAUSES, split="dev", reward=reward).unwrapped.headroom()
+        for gain in (found.over_fixed_layer, found.over_threshold):
+            assert gain.mean > 2 * gain.error

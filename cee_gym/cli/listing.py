@@ -5,10 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Envs:
-    """What is registered, what is recorded here, and what would record it."""
+    """What is registered, what is recorded here, and what would record it.
+
+    Attributes:
+        headroom: also what there is to gain on the dev split of each recording: the mean return of
+            the last layer, of the best fixed layer and the best threshold on the confidence, of
+            what Longstaff-Schwartz learns, of its bound, and of hindsight.
+    """
+
+    headroom: bool = True
 
     def run(self) -> None:
-        """Prints a table."""
+        """Prints tables."""
         from cee_gym.envs.registration import BENCHMARKS
         from cee_gym.traces.recordings import (
             MissingRecordingError,
@@ -19,12 +27,14 @@ class Envs:
             recorded_splits,
         )
 
+        recorded = []
         for id, task in BENCHMARKS.items():
             try:
                 path = find_recording(id)
             except MissingRecordingError:
                 print(f"{id:30} {task:14} not recorded; {build_command(id)}")
                 continue
+            recorded.append(id)
             traces = [open_split(path, split) for split in recorded_splits(path)]
             sizes = ", ".join(f"{t.header.split} {len(t)}" for t in traces)
             where = "shipped" if home() not in path.parents else str(path)
@@ -34,6 +44,33 @@ class Envs:
                 f"[{first.fingerprint}] {where}"
             )
         print(f"{'EarlyExit':30} {'your own':14} gym.make('EarlyExit', trace=PATH)")
+        if self.headroom and recorded:
+            _print_headroom(recorded)
+
+
+def _print_headroom(ids: list[str]) -> None:
+    """A line for each recording, as soon as it is known."""
+    from cee_gym.errors import CeeGymError
+    from cee_gym.headroom import headroom_of
+    from cee_gym.problem import open_problem
+
+    print(
+        f"\n{'mean return on dev':28}{'rows':>6}{'full depth':>11}{'fixed layer':>12}"
+        f"{'threshold':>10}{'learned':>16}{'bound':>7}{'hindsight':>10}"
+    )
+    for id in ids:
+        try:
+            found = headroom_of(open_problem(id, split="dev"))
+        except CeeGymError as error:
+            print(f"{id:28} {error}")
+            continue
+        learned = f"{found.learned.mean_return:.3f} ± {found.learned.error:.3f}"
+        print(
+            f"{id:28}{found.rows:6}{found.full_depth.mean_return:11.3f}"
+            f"{found.fixed_layer.mean_return:12.3f}{found.threshold.mean_return:10.3f}"
+            f"{learned:>16}{found.bound.mean_return:7.3f}{found.hindsight.mean_return:10.3f}"
+        )
+    print("more: print(gym.make(ID, split='dev').unwrapped.headroom())")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ Guessing from the surface does not help:
   either;
 * clauses are shuffled, and each person has exactly one.
 
+One sentence in five cannot be answered: no clause is about the person asked about, and the label is
+a fair coin. A model is as unsure of these as early layers are of a difficult sentence, but depth
+does not help it. So confidence alone cannot tell what is worth waiting for; the states can, as
+they show whether the person is there.
+
 `sentences` is a pure function of its arguments. The shipped model was trained on the seeds from
 `TRAINING_SEED` on (below `TRAINING_SEED + 1000`); use other seeds for data of your own. There are
 so many sentences (even of the shortest kind more than ten thousand million) that two seeds
@@ -47,6 +52,12 @@ FREQUENCIES: Final = (0.28, 0.20, 0.15, 0.12, 0.09, 0.07, 0.05, 0.04)
 
 MAX_CLAUSES: Final = 10
 """Most clauses in a sentence."""
+
+UNANSWERED: Final = 0.2
+"""Share of sentences that cannot be answered."""
+
+NO_ANSWER: Final = -1
+"""The difficulty of a sentence that cannot be answered."""
 
 TRAINING_SEED: Final = 710_000
 """First of the thousand seeds kept for training the shipped model."""
@@ -81,7 +92,7 @@ class Sentence:
     Attributes:
         text: Lower-case words separated by single blanks.
         label: 0 (negative) or 1 (positive).
-        difficulty: Number of references to follow.
+        difficulty: Number of references to follow; -1 where nothing leads to an answer.
         subjects: Position, among the words, of the person whom each clause is about.
         opinions: Opinion (0 or 1) of each of these people.
     """
@@ -99,6 +110,7 @@ def generate(
     frequencies: tuple[float, ...] = FREQUENCIES,
     max_clauses: int = MAX_CLAUSES,
     turning: float = 0.5,
+    unanswered: float = UNANSWERED,
 ) -> list[Sentence]:
     """Make sentences with all that is known about them.
 
@@ -109,6 +121,7 @@ def generate(
         max_clauses: Most clauses in a sentence, at least three more than the largest difficulty.
         turning: Probability that a reference turns the opinion around. Anything but one half
             makes the task easier to guess, which helps as a first lesson of a training.
+        unanswered: Share of sentences that cannot be answered.
 
     Returns:
         The sentences, in random order.
@@ -118,7 +131,7 @@ def generate(
     rng = np.random.default_rng(seed)
     shares = np.asarray(frequencies, dtype=np.float64)
     difficulties = rng.choice(len(shares), size=n, p=shares / shares.sum())
-    return [_sentence(int(d), max_clauses, turning, rng) for d in difficulties]
+    return [_sentence(int(d), max_clauses, turning, unanswered, rng) for d in difficulties]
 
 
 def sentences(n: int, seed: int) -> dict[str, list[Any]]:
@@ -152,13 +165,14 @@ TASK = Task("clauses", labels=LABELS, text="text", built_in=splits)
 
 
 def _sentence(
-    difficulty: int, max_clauses: int, turning: float, rng: np.random.Generator
+    difficulty: int, max_clauses: int, turning: float, unanswered: float, rng: np.random.Generator
 ) -> Sentence:
     """Make one sentence.
 
     People are numbered: 0 is asked about, refers to 1, who refers to 2, and so on until number
     `difficulty`, who has an opinion; the next one has the opposite opinion; all others refer to
-    anybody before them.
+    anybody before them. Where there is to be no answer, somebody without a clause is asked about
+    in the place of 0.
     """
     people = int(rng.integers(max(4, difficulty + 3), max_clauses + 1))
     label = int(rng.integers(2))
@@ -175,8 +189,11 @@ def _sentence(
         refers_to.append(other)
         opinion[i] = (opinion[other] + turns[i]) % 2
 
-    names = [NAMES[i] for i in rng.permutation(len(NAMES))[:people]]
-    words = [QUESTIONS[int(rng.integers(len(QUESTIONS)))], names[0], ":"]
+    names = [NAMES[i] for i in rng.permutation(len(NAMES))]
+    asked = 0
+    if unanswered and rng.random() < unanswered:
+        asked, difficulty, label = people, NO_ANSWER, int(rng.integers(2))
+    words = [QUESTIONS[int(rng.integers(len(QUESTIONS)))], names[asked], ":"]
     subjects, opinions = [], []
     for i in rng.permutation(people).tolist():
         subjects.append(len(words))

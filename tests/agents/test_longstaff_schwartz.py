@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from cee_gym.agents import LongstaffSchwartz, load_agent
-from cee_gym.agents.longstaff_schwartz import _regress
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
-from cee_gym.returns import first_exit
 from tests.made_traces import write_trace
 from tests.small_problems import StepsOnly, known_problem
 
@@ -21,32 +19,6 @@ def test_it_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:
     layers = exits(LongstaffSchwartz().learn(env), env)
     realised = env.problem.rewards(0.0)[np.arange(len(layers)), layers - 1].mean()
     assert realised == pytest.approx(best)
-
-
-def test_it_finds_the_optimal_stopping_rule_of_a_linear_problem() -> None:
-    """Leaving now pays x, leaving later 0 in the mean: the optimum is to leave where x > 0."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 1))
-    states = np.stack([x, np.zeros_like(x)], axis=1)
-    noise = rng.normal(size=(4000, 2))
-    rewards = np.concatenate([x, np.zeros_like(x)], axis=1) + noise
-    weight, bias = _regress(states, rewards, folds=5, seed=0, progress_bar=False)
-    assert weight[0, 0] > 0
-    assert abs(bias[0] / weight[0, 0]) < 0.1  # the boundary
-    assert bias[1] > 0  # the last exit is forced
-
-
-def test_noise_is_not_mistaken_for_foresight() -> None:
-    """With more features than instances an instance that judged itself would seem to gain a lot."""
-    rng = np.random.default_rng(0)
-    states, rewards = rng.normal(size=(80, 3, 200)), rng.normal(size=(80, 3))
-    fresh_states, fresh = rng.normal(size=(4000, 3, 200)), rng.normal(size=(4000, 3))
-    weight, bias = _regress(states, rewards, folds=5, seed=0, progress_bar=False)
-    scores = np.einsum("nld,ld->nl", fresh_states, weight) + bias
-    left = first_exit(scores > 0) - 1
-    assert abs(fresh[np.arange(4000), left].mean()) < 0.06
-    # The ridge has found that there is nothing to find.
-    assert np.abs(np.einsum("nld,ld->nl", states, weight))[:, :2].mean() < 0.5
 
 
 def test_it_is_read_back_as_it_was(tmp_path) -> None:

@@ -15,17 +15,36 @@ from tests.made_profile import made_profile
 from tests.made_traces import write_recording
 
 
-def test_build_train_evaluate(data, own_home, capsys) -> None:
-    main(["build", CLAUSES, "--data", str(data)])
-    assert f"gym.make('{CLAUSES}')" in capsys.readouterr().out
-    assert gym.make(CLAUSES).reset(seed=0)[0].shape == (64 + 12,)
-    assert not list(own_home.glob("*.build"))
+def test_envs_lists_what_is_recorded_and_what_there_is_to_gain(own_home, capsys) -> None:
+    write_recording(own_home / "EarlyExit-BERT-MRPC")
     main(["envs"])
     listed = capsys.readouterr().out
-    assert "train 120" not in listed
-    assert "calibration 18, dev 60" in listed
+    assert "train 40, calibration 40, dev 40" in listed
+    headroom = listed[listed.index("mean return on dev") :].splitlines()
+    assert all(len(line) <= 100 for line in headroom)
+    assert headroom[0].split()[-4:] == ["threshold", "learned", "bound", "hindsight"]
+    rows = {line.split()[0]: line.split()[1:] for line in headroom[1:-1]}
+    assert list(rows) == ["EarlyExit-BERT-RTE", "EarlyExit-BERT-MRPC", CLAUSES]
+    found = gym.make("EarlyExit-BERT-MRPC", split="dev").unwrapped.headroom()
+    assert rows["EarlyExit-BERT-MRPC"] == [
+        *("40", f"{found.full_depth.mean_return:.3f}", f"{found.fixed_layer.mean_return:.3f}"),
+        *(f"{found.threshold.mean_return:.3f}", f"{found.learned.mean_return:.3f}", "±"),
+        *(f"{found.learned.error:.3f}", f"{found.bound.mean_return:.3f}"),
+        f"{found.hindsight.mean_return:.3f}",
+    ]
+    main(["envs", "--no-headroom"])
+    assert capsys.readouterr().out == listed[: listed.index("\nmean return on dev")]
 
-    run = ["train", CLAUSES, "--output", "runs/one", "--total-timesteps", "3000", "--alpha", "0.05"]
+
+def test_build_train_evaluate(data, own_home, capsys) -> None:
+    main(["build", CLAUSES, "--data", str(data)])
+    recording = own_home / CLAUSES
+    assert f"gym.make('{CLAUSES}', trace='{recording}')" in capsys.readouterr().out
+    assert gym.make(CLAUSES, trace=recording).reset(seed=0)[0].shape == (64 + 12,)
+    assert not list(own_home.glob("*.build"))
+
+    settings = ("--total-timesteps", "3000", "--alpha", "0.05", "--trace", str(recording))
+    run = ["train", CLAUSES, "--output", "runs/one", *settings]
     main(run)
     out = capsys.readouterr().out
     for row in ("full depth", "fixed layer 11", "own: its own speed", "hindsight"):

@@ -155,7 +155,8 @@ import cee_gym
 for env in (gym.make("EarlyExit-BERT-MRPC"), gym.make_vec("EarlyExit-BERT-MRPC", num_envs=2)):
     env.reset(seed=0)
     env.step(env.action_space.sample())
-heavy = {"torch", "transformers", "stable_baselines3", "datasets"}
+    env.unwrapped.headroom()
+heavy = {"torch", "transformers", "stable_baselines3", "datasets", "sklearn", "scipy"}
 print(sorted(heavy & sys.modules.keys()))
 """
     done = subprocess.run(
