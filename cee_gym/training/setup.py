@@ -164,6 +164,7 @@ class Setup:
             task=self.task.name,
             pair=self.task.pair is not None,
             first_number=self.task.first_number,
+            columns=self.task.columns if self.task.is_own else None,
             seed=self.config.seed,
             **{name: asked for name in OF_EXITS if (asked := getattr(self.config, name))},
         )
