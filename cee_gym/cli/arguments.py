@@ -156,8 +156,10 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
     own = given == OWN_ID
     if trace is None:
         if own:
-            text = "--data, --text and --label for text of your own, or " * (command == "train")
-            raise CeeGymError(f"give an id, or {text}--trace PATH for a recording of your own")
+            message = "EarlyExit is a recording of your own: give --trace PATH"
+            if command == "train":
+                message += "; or for text of your own --data, --text, --label and --backbone"
+            raise CeeGymError(message)
         return benchmark(given)
     recorded = open_split(trace, "train").header.task
     id, task = (given, recorded) if own else benchmark(given)

@@ -145,7 +145,7 @@ def test_what_is_said_of_ones_own_text_is_said_in_full(tmp_path, backbone, capsy
     text, backed = ("--text", "first", "--label", "kind"), ("--backbone", backbone)
     for command in ("build", "train"):
         for args, said in (
-            ((), "give an id"),
+            ((), "--data, --text"),
             (("--data", "one", "--text", "first", *backed), "only --text is not enough"),
             (("--data", "one", "--pair", "first", *backed), "only --pair is not enough"),
             ((*text, *backed), "text of your own takes --data DIR_OR_FILE"),
