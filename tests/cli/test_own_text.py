@@ -45,7 +45,7 @@ def rows_of(classes: list, n: int, seed: int = 0) -> list[dict]:
 
 def write_jsonl(folder: Path, classes: list) -> None:
     folder.mkdir()
-    for seed, (split, n) in enumerate((("train", 60), ("validation", 24), ("test", 12))):
+    for seed, (split, n) in enumerate((("train", 90), ("validation", 24), ("test", 12))):
         lines = [json.dumps(row) for row in rows_of(classes, n, seed)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
