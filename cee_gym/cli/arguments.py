@@ -1,6 +1,7 @@
 """What the arguments of the commands name: benchmarks, tasks, agents and their settings."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cee_gym.tasks import Task
 
 Id = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
+OWN_ID = "EarlyExit"
 AgentName = Annotated[
     str,
     tyro.conf.arg(
@@ -63,6 +65,63 @@ class SpeedArguments:
         return f"--{given[0].replace('_', '-')}" if given else None
 
 
+@dataclass(frozen=True)
+class OwnText:
+    """Text of your own, which needs no id: the columns of --data.
+
+    Its classes are those that train, or a single file, is labelled with. They and the columns are
+    kept with what is recorded, so that no other command asks for them.
+
+    Attributes:
+        text: the column with the text.
+        pair: the column with the second text, where it is about pairs.
+        label: the column with the class.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether it is about text of one's own."""
+        return any(vars(self).values())
+
+    def task(self, id: str, data: str | None) -> "Task":
+        """The task; says so where train and dev are parts of one file.
+
+        Args:
+            id: that was given, or EarlyExit.
+            data: of `--data`.
+
+        Raises:
+            CeeGymError: if something more is to be given, or something less, or the data does not
+                serve.
+        """
+        from cee_gym.tasks import own_task
+        from cee_gym.tasks.loading import DEV_EVERY
+
+        option = next(f"--{name}" for name, column in vars(self).items() if column is not None)
+        if id != OWN_ID:
+            raise CeeGymError(
+                f"{option} names a column of text of your own, and {id} knows its columns: leave "
+                "out one of the two"
+            )
+        if self.text is None or self.label is None or data is None:
+            raise CeeGymError(
+                "text of your own takes --data DIR_OR_FILE, --text COLUMN and --label COLUMN, all "
+                f"three: only {option} is not enough"
+            )
+        task = own_task(data, self.text, self.label, self.pair)
+        if Path(data).expanduser().is_file():
+            print(
+                f"{data} is one file: of each class, about one row in {DEV_EVERY} is dev and the "
+                "others are train, the same ones every time",
+                file=sys.stderr,
+            )
+        return task
+
+
 def benchmark(given: str) -> tuple[str, str]:
     """The id and the full name of its task; `MODULE:ID` imports the module that registers it."""
     from cee_gym.envs.registration import BENCHMARKS
@@ -71,6 +130,11 @@ def benchmark(given: str) -> tuple[str, str]:
     module, _, id = given.rpartition(":")
     if module:
         import_user_module(module)
+    if id == OWN_ID:
+        raise CeeGymError(
+            "what is to be recorded? Give an id (cee-gym envs lists them), or --data, --text and "
+            "--label for text of your own"
+        )
     if id not in BENCHMARKS:
         raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, list(BENCHMARKS))}")
     return id, get_task(BENCHMARKS[id]).full_name
@@ -89,10 +153,13 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
     """
     from cee_gym.traces.recordings import open_split
 
-    own = given == "EarlyExit"
+    own = given == OWN_ID
     if trace is None:
         if own:
-            raise CeeGymError("EarlyExit is a recording of your own: give --trace PATH")
+            message = "EarlyExit is a recording of your own: give --trace PATH"
+            if command == "train":
+                message += "; or for text of your own --data, --text, --label and --backbone"
+            raise CeeGymError(message)
         return benchmark(given)
     recorded = open_split(trace, "train").header.task
     id, task = (given, recorded) if own else benchmark(given)
@@ -112,13 +179,16 @@ def task_named(name: str) -> "Task":
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """The metrics of a task; accuracy for the recording of a task that was never registered.
+    """The metrics of a task; accuracy for the recording of a task that nobody knows.
 
     Raises:
         CeeGymError: if the task is `MODULE:NAME` and the module cannot be imported.
     """
     from cee_gym.tasks import get_task, task_names
+    from cee_gym.tasks.base import OWN, OWN_METRICS
 
+    if task == OWN:
+        return OWN_METRICS
     return get_task(task).metrics if ":" in task or task in task_names() else ("accuracy",)
 
 

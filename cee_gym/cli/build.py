@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from cee_gym.cli.arguments import Id, benchmark, quiet_transformers, task_named
+from cee_gym.cli.arguments import (
+    OWN_ID,
+    Id,
+    OwnText,
+    benchmark,
+    quiet_transformers,
+    task_named,
+)
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.training.config import RecordConfig
@@ -16,23 +23,26 @@ from cee_gym.training.config import RecordConfig
 
 @dataclass(frozen=True)
 class Build:
-    """Warms a backbone up and records it, so that its id can be made without it.
+    """Warms a backbone up and records it, so that gym.make opens it without text and weights.
 
     Goes on where it was stopped.
 
     Attributes:
         id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
-            first.
+            first. Left out where --text and --label name the columns of your own --data.
         backbone: hub name or directory of an encoder.
         data: a directory with train, dev (or validation) and optionally test, or a hub name; by
-            default the task's own.
+            default the task's own. With --text and --label also a single file.
+        columns: of text of your own.
         record: how to warm up and record.
-        output: where to record to; by default the folder of recordings, $CEE_GYM_HOME.
+        output: where to record to; by default ID, or own/DATA, in the folder of recordings,
+            $CEE_GYM_HOME.
     """
 
-    id: Id
+    id: Id = OWN_ID
     backbone: str | None = None
     data: str | None = None
+    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
     record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
     output: Path | None = None
 
@@ -50,21 +60,30 @@ class Build:
         from cee_gym.training.setup import Setup
 
         quiet_transformers()
-        id, task_name = benchmark(self.id)
-        target = (self.output or home() / id).absolute()
+        if self.columns.given:
+            task = self.columns.task(self.id, self.data)
+            data = Path(str(self.data)).expanduser().absolute()
+            id, place = OWN_ID, home() / "own" / (data.stem if data.is_file() else data.name)
+        else:
+            id, name = benchmark(self.id)
+            task, place = task_named(name), home() / id
+        target = (self.output or place).absolute()
         if recorded_splits(target):
-            raise CeeGymError(f"{target} holds a recording already: remove it to record {id} again")
+            raise CeeGymError(f"{target} holds a recording already: remove it to record again")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")
         backbone = self.backbone or shipped_backbone(id)
+        if backbone is None and task.is_own:
+            raise CeeGymError("text of your own needs a backbone: give --backbone NAME_OR_PATH")
         if backbone is None:
             raise CeeGymError(f"{id} needs a backbone: {build_command(self.id)}")
-        setup = Setup.load(task_named(task_name), str(backbone), self.data, self.record)
+        setup = Setup.load(task, str(backbone), self.data, self.record)
         work = target.with_name(f"{target.name}.build")
         _check_same(
             work / "config.json",
             json.loads(json.dumps(asdict(self.record)))
-            | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint},
+            | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint}
+            | ({"task": task.to_json()} if task.is_own else {}),
         )
         print(f"recording {id} into {target}", file=sys.stderr)
         if not (work / "recording" / "models").exists():
@@ -75,7 +94,7 @@ class Build:
         for leftover in work.iterdir():
             leftover.unlink()
         work.rmdir()
-        if self.output is not None or find_recording(id).absolute() != target:
+        if task.is_own or self.output is not None or find_recording(id).absolute() != target:
             given = f"'{self.id}', trace='{self.output or target}'"
         else:
             given = f"'{self.id}'"

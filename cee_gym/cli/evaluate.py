@@ -21,6 +21,8 @@ class Evaluate:
     Attributes:
         run_directory: what train wrote.
         split: to report on: dev, or test where the recording has one.
+        per_class: also print precision, recall and F1 of each class, and up to 30 classes the
+            confusion matrix; the file has them in any case.
         speed: one more operating point to choose.
         guarantee: find, on calibration, a threshold whose rate of disagreement with the last layer,
             or of harm (the last layer right, the exit wrong), stays under epsilon on text of the
@@ -31,6 +33,7 @@ class Evaluate:
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     split: Literal["dev", "test"] = "dev"
+    per_class: bool = False
     speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
     guarantee: Literal["disagreement", "harm"] | None = None
     epsilon: float = 0.05
@@ -39,7 +42,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluates, prints the table and writes it as JSON, and as a plot."""
         from cee_gym.evaluation.guarantee import sentence
-        from cee_gym.evaluation.report import Promise, report, table, write
+        from cee_gym.evaluation.report import Promise, class_tables, report, table, write
         from cee_gym.runs import Run
 
         speed = self.speed.speed()
@@ -68,6 +71,8 @@ class Evaluate:
         file = run.directory / name
         write(results, file, f"{run.directory.name}, {run.newest_round.name}")
         print(table(results))
+        if self.per_class:
+            print(f"\n{class_tables(results)}")
         if results["guarantee"] is not None:
             print(f"\n{sentence(results['guarantee'])}")
         print(f"\ntrace {results['trace']}; {file}.json, {file}.png")

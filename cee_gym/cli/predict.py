@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from cee_gym.exits import MultiExitModel
     from cee_gym.inference.pipeline import EarlyExitPipeline, Result, Text
 
-Format = Literal["jsonl", "csv", "text"]
-_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
+Format = Literal["jsonl", "csv", "tsv", "text"]
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+}
 _STANDARD = Path("-")
 
 
@@ -34,6 +39,8 @@ class Predict:
     One line per text, in order: label, score and exit_layer, the id of the input where it has one,
     and its label, where it has one, as given_label. A text that cannot be classified gives the
     number of its line and an error; the others go on, and the exit code is 2.
+
+    A model of text of your own finds text, second text and label in the columns it was trained on.
 
     Labels are read as training reads them: either all are class names or all are class numbers. To
     tell which, a file is read through once first; from the standard input labels are class names.
@@ -46,9 +53,9 @@ class Predict:
         input: a file, or - for the standard input.
         output: a new file, or - for the standard output.
         resume: go on with the output that the same command, stopped, has left.
-        format: by default that of the file's name, .jsonl, .csv or .txt (a text a line), and jsonl
-            for the standard input.
-        text_column: the field with the text.
+        format: by default that of the file's name, .jsonl, .csv, .tsv or .txt (a text a line), and
+            jsonl for the standard input.
+        text_column: the field with the text; by default text, or the model's own column.
         pair_column: the field with the second text, where the task is about pairs.
         batch_size: texts run together; 16 times as many are read before the first result, to put
             those of like length together.
@@ -61,7 +68,7 @@ class Predict:
     output: Path = _STANDARD
     resume: bool = False
     format: Format | None = None
-    text_column: str = "text"
+    text_column: str | None = None
     pair_column: str | None = None
     batch_size: int = 32
     truncation: bool = False
@@ -76,7 +83,7 @@ class Predict:
         quiet_transformers()
         with ExitStack() as files:
             source = self._open_input(files)
-            rows = self._rows(_lines(source, quiet=self._shows_results()))
+            format = self._format()
             if self.output.exists() and not self.resume:
                 raise CeeGymError(
                     f"{self.output} is there already: give --resume to go on with it, or another "
@@ -87,7 +94,9 @@ class Predict:
                 **vars(self.speed),
                 batch_size=self.batch_size,
             )
-            read_label = self._label_reader(pipeline.model)
+            columns = self._columns(pipeline.model)
+            rows = self._rows(_lines(source, quiet=self._shows_results()), format, columns)
+            read_label = self._label_reader(pipeline.model, format, columns)
             tally = _Tally(pipeline.model.num_layers)
             sink: IO[str] = sys.stdout
             if self.to_file:
@@ -97,7 +106,7 @@ class Predict:
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
             try:
-                for line in self._results(pipeline, rows, read_label):
+                for line in self._results(pipeline, rows, columns, read_label):
                     tally.count(line)
                     sink.write(json.dumps(line) + "\n")
                 sink.flush()
@@ -155,31 +164,40 @@ class Predict:
         format = self.format or ("jsonl" if self.input == _STANDARD else None)
         format = format or _FORMATS.get(self.input.suffix.lower())
         if format is None:
-            raise CeeGymError(f"what is in {self.input}? Give --format jsonl, csv or text")
+            raise CeeGymError(f"what is in {self.input}? Give --format jsonl, csv, tsv or text")
         return format
 
-    def _rows(self, lines: Iterable[bytes]) -> Iterator[Row]:
+    def _columns(self, model: "MultiExitModel") -> dict[str, str]:
+        """The fields of a row that `text`, `label` and, where it is known, `pair` are in."""
+        own = model.config.columns or {"text": "text", "label": "label"}
+        given = {"text": self.text_column, "pair": self.pair_column}
+        return own | {name: column for name, column in given.items() if column is not None}
+
+    def _rows(
+        self, lines: Iterable[bytes], format: Format, fields: Mapping[str, str]
+    ) -> Iterator[Row]:
         """The rows of the input; refuses a table without the columns asked for."""
-        format = self._format()
         if format == "jsonl":
             return read_jsonl(lines)
         if format == "text":
-            return _read_text(lines, self.text_column)
+            return _read_text(lines, fields["text"])
         try:
-            columns, rows = read_table(lines)
+            columns, rows = read_table(lines, separator="\t" if format == "tsv" else ",")
         except DataError as error:
-            raise CeeGymError(f"{self.input} cannot be read as csv: {error}") from None
-        for column in filter(None, (self.text_column, self.pair_column)):
-            if column not in columns:
+            raise CeeGymError(f"{self.input} cannot be read as {format}: {error}") from None
+        for name, column in fields.items():
+            if name != "label" and column not in columns:
                 raise CeeGymError(
                     f"{self.input} has no column {column!r}: {did_you_mean(column, columns)}"
                 )
-        for column in filter(None, (self.text_column, self.pair_column, "label")):
+        for column in fields.values():
             if columns.count(column) > 1:
                 raise CeeGymError(f"{self.input} has two columns {column!r}: take one out")
         return rows
 
-    def _label_reader(self, model: "MultiExitModel") -> Callable[[Any], str | None]:
+    def _label_reader(
+        self, model: "MultiExitModel", format: Format, fields: Mapping[str, str]
+    ) -> Callable[[Any], str | None]:
         """From a label to the name of its class, or None where it stands for no label.
 
         Raises:
@@ -187,18 +205,20 @@ class Predict:
         """
         names = model.labels
         first_numbers: tuple[int, ...] = (0, 1)
-        if model.config.first_number is not None:
+        if model.config.columns is not None:
+            first_numbers = ()
+        elif model.config.first_number is not None:
             first_numbers = (model.config.first_number,)
         elif model.config.task in task_names():
             task = get_task(model.config.task)
-            if list(task.labels) == names:
+            if list(task.labels) == names and task.first_number is not None:
                 first_numbers = (task.first_number,)
         column = LabelColumn(names, first_numbers, "the model")
         read: Callable[[Any], int] = column.read_alone
-        if self._format() != "text" and self.input.is_file():
+        if format != "text" and self.input.is_file():
             with self.input.open("rb") as source:
-                for line, row in self._rows(source):
-                    label = None if isinstance(row, DataError) else row.get("label")
+                for line, row in self._rows(source, format, fields):
+                    label = None if isinstance(row, DataError) else row.get(fields["label"])
                     # What is no class and no number is a mistake in its own row only.
                     if not column.is_none(label) and column.may_be_class(label):
                         column.add(label, f"{self.input}, line {line}")
@@ -209,6 +229,7 @@ class Predict:
         self,
         pipeline: "EarlyExitPipeline",
         rows: Iterable[Row],
+        fields: Mapping[str, str],
         read_label: Callable[[Any], str | None],
     ) -> Iterator[dict[str, Any]]:
         """What to write for each row."""
@@ -223,8 +244,8 @@ class Predict:
                         raise row
                     if row.get("id") is not None:
                         kept["id"] = row["id"]
-                    text = self._text(row)
-                    if (label := read_label(row.get("label"))) is not None:
+                    text = _text(row, fields)
+                    if (label := read_label(row.get(fields["label"]))) is not None:
                         kept["given_label"] = label
                 except CeeGymError as error:
                     text = error
@@ -235,17 +256,6 @@ class Predict:
         for result in pipeline.stream(texts(), truncation=self.truncation):
             number, kept = running.popleft()
             yield kept | ({"line": number} if "error" in result else {}) | result
-
-    def _text(self, row: dict[str, Any]) -> dict[str, Any]:
-        columns = {"text": self.text_column}
-        if self.pair_column is not None:
-            columns["text_pair"] = self.pair_column
-        for column in columns.values():
-            if column not in row:
-                raise CeeGymError(f"no field {column!r}: {did_you_mean(column, list(row))}")
-            if not isinstance(row[column], str):
-                raise CeeGymError(f"{column} is not a text but {json.dumps(row[column])[:40]}")
-        return {name: row[column] for name, column in columns.items()}
 
 
 @dataclass
@@ -278,6 +288,19 @@ class _Tally:
         if self.labelled:
             said += f", accuracy {self.right / self.labelled:.3f} on {self.labelled} with a label"
         return said
+
+
+def _text(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """What the pipeline takes of a row."""
+    columns = {"text": fields["text"]}
+    if "pair" in fields:
+        columns["text_pair"] = fields["pair"]
+    for column in columns.values():
+        if column not in row:
+            raise CeeGymError(f"no field {column!r}: {did_you_mean(column, list(row))}")
+        if not isinstance(row[column], str):
+            raise CeeGymError(f"{column} is not a text but {json.dumps(row[column])[:40]}")
+    return {name: row[column] for name, column in columns.items()}
 
 
 def _lines(source: IO[bytes], quiet: bool) -> Iterator[bytes]:

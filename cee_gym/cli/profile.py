@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers, task_named
+from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
 
@@ -123,8 +123,9 @@ def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths
     """Tokens of each row of a trace, `[N]`."""
     from cee_gym.backbones.encoding import EncodedText, load_tokenizer
     from cee_gym.tasks.loading import load_splits
+    from cee_gym.traces.recordings import recorded_task
 
-    split = load_splits(task_named(trace.header.task), data)[trace.header.split]
+    split = load_splits(recorded_task(trace), data)[trace.header.split]
     lengths = EncodedText(split, load_tokenizer(str(model)), max_tokens).lengths
     by_row = dict(zip(split["row_id"], lengths.tolist(), strict=True))
     if missing := [row for row in trace.row_ids.tolist() if row not in by_row]:

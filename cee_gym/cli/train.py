@@ -2,13 +2,15 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cee_gym.cli.arguments import (
+    OWN_ID,
     AgentName,
     Id,
+    OwnText,
     Settings,
     benchmark_or_own,
     hyperparameters,
@@ -24,17 +26,22 @@ from cee_gym.training.config import (
     refuse_changed,
 )
 
+if TYPE_CHECKING:
+    from cee_gym.tasks import Task
+
 
 @dataclass(frozen=True)
 class Train:
     """Trains a policy on a recording, or policy and backbone in turn.
 
     Attributes:
-        id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
+        id: of the benchmark; MODULE:ID imports a module of yours first. EarlyExit, which may be
+            left out, for a recording or text of your own: with --trace, or --text and --label.
         agent: its name.
         backbone: hub name or directory; with it the run warms up and records its own backbone.
         data: a directory with train, dev and optionally test, or a hub name; by default the task's
-            own.
+            own. With --text and --label also a single file.
+        columns: of text of your own.
         trace: the recording to train on, if not the benchmark's.
         output: of the run; by default runs/ID-AGENT-seedSEED, or runs/ID-AGENT for several seeds.
         resume: go on with the run in output.
@@ -46,10 +53,11 @@ class Train:
         record: how to warm up and record.
     """
 
-    id: Id
+    id: Id = OWN_ID
     agent: AgentName = "reinforce"
     backbone: str | None = None
     data: str | None = None
+    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
     trace: Path | None = None
     output: Path | None = None
     resume: bool = False
@@ -73,25 +81,37 @@ class Train:
         quiet_transformers()
         if self.backbone is not None and self.trace is not None:
             raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
-        id, task = benchmark_or_own("train", self.id, self.trace)
+        own = None
+        if self.columns.given:
+            if self.backbone is None:
+                raise CeeGymError(
+                    "text of your own is for a backbone to be recorded: give --backbone "
+                    "NAME_OR_PATH, or for a recording of it only --trace PATH"
+                )
+            own = self.columns.task(self.id, self.data)
+            id, task = self.id, own.name
+        else:
+            id, task = benchmark_or_own("train", self.id, self.trace)
         name = f"{id}-{self.agent}".replace(":", "-")
         if not self.seeds:
             seed = self.record.seed
             output = self.output or Path("runs") / f"{name}-seed{seed}"
-            print(table(self._one(id, task, seed, output)))
+            print(table(self._one(id, task, own, seed, output)))
         else:
             if len(set(self.seeds)) < len(self.seeds):
                 raise CeeGymError(f"--seeds names one twice: {' '.join(map(str, self.seeds))}")
             if any(setting.startswith("seed=") for setting in self.set):
                 raise CeeGymError("--seeds gives each run its seed: leave --set seed out")
             output = self.output or Path("runs") / name
-            runs = {s: self._one(id, task, s, output / f"seed-{s}") for s in self.seeds}
+            runs = {s: self._one(id, task, own, s, output / f"seed-{s}") for s in self.seeds}
             results = over_seeds(runs)
             write_document(output / "seeds.json", results)
             print(seeds_table(results))
         print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
 
-    def _one(self, id: str, task: str, seed: int, output: Path) -> dict[str, Any]:
+    def _one(
+        self, id: str, task: str, own: "Task | None", seed: int, output: Path
+    ) -> dict[str, Any]:
         """Trains from one seed; gives the evaluation."""
         from cee_gym.agents.registry import make_agent
         from cee_gym.traces.recordings import find_recording, shipped_backbone
@@ -111,7 +131,7 @@ class Train:
         setup = recording = None
         if backbone is not None:
             record = replace(self.record, seed=seed)
-            setup = Setup.load(task_named(task), str(backbone), self.data, record)
+            setup = Setup.load(own or task_named(task), str(backbone), self.data, record)
         elif self.alternation.rounds:
             named = self.id if self.trace is None else "ID"
             raise CeeGymError(

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
+from cee_gym.evaluation.classes import by_class
 from cee_gym.evaluation.curve import (
     Point,
     accuracy_speed_curve,
@@ -20,6 +23,7 @@ from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
+MOST_SHOWN = 30  # classes of a confusion matrix that is printed
 
 
 class Promise(NamedTuple):
@@ -60,7 +64,8 @@ def report(
         JSON-able. `full_depth`, `fixed_layers`, `hindsight` and `curve` hold points, see `Point`.
         `points` holds the policy's, by name: `label`, `threshold`, `alpha`, `chosen_on` (split and
         trace; None where the speed was given) and, under `measured`, a point by split. `speeds` are
-        its operating points on calibration.
+        its operating points on calibration. `classes` holds `by_class` of `full_depth` and of the
+        policy's `own` speed.
 
     Raises:
         CeeGymError: if the policy does not fit the problems, the speed is not to be had, or nothing
@@ -89,6 +94,10 @@ def report(
             held, dev, metrics=metrics, alpha=alpha, scores=scores if same else None
         )
         points[id] = kept_point(text, held, calibration, dev, point)
+    exits = {
+        "full_depth": np.full(len(dev), dev.trace.num_layers),
+        "own": policy.exit_layers(scores),
+    }
     return {
         "split": dev.trace.header.split,
         "trace": dev.trace.fingerprint,
@@ -101,6 +110,7 @@ def report(
         "full_depth": fixed[-1].to_json(),
         "fixed_layers": [point.to_json() for point in fixed],
         "points": points,
+        "classes": by_class(dev.trace, exits),
         "guarantee": checked,
         "hindsight": hindsight(dev.trace, rewards, metrics=metrics).to_json(),
         "curve": [
@@ -177,6 +187,35 @@ def table(results: Mapping[str, Any]) -> str:
             *([row, held.get(row, ""), *_cells(p, names)] for row, p in rows(results).items()),
         ]
     )
+
+
+def class_tables(results: Mapping[str, Any]) -> str:
+    """What it comes to by class, at full depth and at the policy's own speed, as plain text.
+
+    The confusion matrix at its own speed follows where it is not too wide.
+
+    Raises:
+        CeeGymError: if nothing is known by class.
+    """
+    found = results["classes"]
+    if found is None:
+        raise CeeGymError("the answers of this recording are no classes to report one by one")
+    names = [f"{number} {name}" for number, name in enumerate(found["names"])]
+    keys = ("precision", "recall", "f1")
+    figures = [found[point][key] for point in ("full_depth", "own") for key in keys]
+    head = ["class", "rows", "full depth: precision", "recall", "F1", "own: precision", "recall"]
+    lines = zip(names, found["rows"], *figures, strict=True)
+    shown = aligned(
+        [[*head, "F1"], *([n, f"{r}", *(f"{v:.3f}" for v in values)] for n, r, *values in lines)]
+    )
+    if len(names) > MOST_SHOWN:
+        return shown
+    matrix = [
+        [name, *(f"{count or '.'}" for count in counts)]
+        for name, counts in zip(names, found["own"]["confusion"], strict=True)
+    ]
+    columns = map(str, range(len(names)))
+    return f"{shown}\n\n{aligned([['label, and own: predicted as', *columns], *matrix])}"
 
 
 def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -39,6 +39,8 @@ class MultiExitConfig(PreTrainedConfig):
         pair: whether it classifies pairs of texts.
         first_number: the number of the first class in data that numbers the classes of the task;
             None where that is not known.
+        columns: the names of the columns `text`, `label` and, for pairs, `pair` in text of one's
+            own; None where the task says them. With columns, data does not number its classes.
         family: the fields of the backbone's `Family` when the exits were put on it; by default
             what is known of it now.
         temperatures: L numbers that the logits were divided by; the heads hold that already. None
@@ -59,6 +61,7 @@ class MultiExitConfig(PreTrainedConfig):
         task: str | None = None,
         pair: bool = False,
         first_number: int | None = None,
+        columns: dict[str, str] | None = None,
         family: dict[str, Any] | None = None,
         temperatures: list[float] | None = None,
         **kwargs: Any,
@@ -84,6 +87,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.task = task
         self.pair = pair
         self.first_number = first_number
+        self.columns = columns
         self.family = family
         self.temperatures = temperatures
         super().__init__(**kwargs)
@@ -189,6 +193,7 @@ class MultiExitModel(PreTrainedModel):
         task: str | None = None,
         pair: bool = False,
         first_number: int | None = None,
+        columns: dict[str, str] | None = None,
         seed: int = 0,
     ) -> Self:
         """Puts fresh exit heads on a pre-trained encoder.
@@ -205,6 +210,7 @@ class MultiExitModel(PreTrainedModel):
             task: recorded in the configuration.
             pair: whether it is to classify pairs of texts; recorded too.
             first_number: the number of the first class in the task's data; recorded too.
+            columns: of text of one's own; recorded too.
             seed: of the fresh weights.
 
         Raises:
@@ -239,6 +245,7 @@ class MultiExitModel(PreTrainedModel):
             task=task,
             pair=pair,
             first_number=first_number,
+            columns=columns,
             family=asdict(family),
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},

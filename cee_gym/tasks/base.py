@@ -11,6 +11,10 @@ from cee_gym.registry import Registry
 
 Columns = Mapping[str, list[Any]]
 
+OWN = "own-data"
+"""The name of every task of which only the columns were said; see `cee_gym.tasks.own`."""
+OWN_METRICS = ("accuracy", "macro_f1")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -22,7 +26,8 @@ class Task:
         text: the column with the text.
         pair: the column with the second text, if there is one.
         label: the column with the class; `cee_gym.tasks.labels` says how it is read.
-        first_number: the number of the first class in files that number the classes.
+        first_number: the number of the first class in files that number the classes; None where
+            labels are never such numbers, but always the names.
         metrics: what is reported, the leading one first; names of `cee_gym.metrics`.
         hub: dataset name and configuration on the Hugging Face hub, or None where it is not there.
         dev_split: the hub's and the files' name of the dev split, where it is neither dev nor
@@ -42,7 +47,7 @@ class Task:
     text: str
     pair: str | None = None
     label: str = "label"
-    first_number: int = 0
+    first_number: int | None = 0
     metrics: tuple[str, ...] = ("accuracy",)
     hub: tuple[str, str | None] | None = None
     dev_split: str | None = None
@@ -69,6 +74,35 @@ class Task:
         """The name by which any process finds the task: `MODULE:NAME` for one of your own."""
         return _TASKS.full_name(self.name)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether only its columns were said, so that no registry knows it."""
+        return self.name == OWN
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The names of its columns `text`, `label` and, where it has one, `pair`."""
+        pair = {} if self.pair is None else {"pair": self.pair}
+        return {"text": self.text, **pair, "label": self.label}
+
+    def to_json(self) -> str | dict[str, Any]:
+        """What `from_json` makes it of in any process, JSON-able."""
+        if not self.is_own:
+            return self.full_name
+        return {"labels": list(self.labels), **self.columns}
+
+    @classmethod
+    def from_json(cls, written: str | Mapping[str, Any]) -> "Task":
+        """The task that `to_json` wrote down.
+
+        Raises:
+            CeeGymError: if it is of a registry and not to be had.
+        """
+        if isinstance(written, str):
+            return get_task(written)
+        columns = {**written, "labels": tuple(written["labels"])}
+        return cls(OWN, first_number=None, metrics=OWN_METRICS, **columns)
+
 
 _TASKS: Registry[Task] = Registry("task")
 
@@ -84,6 +118,8 @@ def register_task(task: Task) -> Task:
     Raises:
         CeeGymError: if the name is taken by another module.
     """
+    if task.is_own:
+        raise CeeGymError(f"the task name {OWN!r} is taken by cee_gym.tasks: choose another name")
     _TASKS.add(task.name, task, sys._getframe(1).f_globals.get("__name__", "__main__"))
     return task
 

@@ -12,6 +12,7 @@ from cee_gym.errors import DataError, first_line
 
 # The number of its last line, and the fields by name or what is wrong.
 Row = tuple[int, dict[str, Any] | DataError]
+_MARK = b"\xef\xbb\xbf"  # the byte order mark
 
 
 def read_jsonl(lines: Iterable[bytes]) -> Iterator[Row]:
@@ -31,6 +32,30 @@ def read_jsonl(lines: Iterable[bytes]) -> Iterator[Row]:
             yield number, DataError(f"the line is not JSON ({first_line(error)})")
         else:
             yield number, row if isinstance(row, dict) else DataError("not a JSON object")
+
+
+def read_json(content: bytes) -> Iterator[Row]:
+    """The rows of a file that is one list of JSON objects, or has an object in each line.
+
+    Args:
+        content: of the file, in UTF-8.
+
+    Raises:
+        DataError: if a list is damaged, or holds something else.
+    """
+    if not content.removeprefix(_MARK).lstrip().startswith(b"["):
+        yield from read_jsonl(content.splitlines(keepends=True))
+        return
+    try:
+        rows = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise DataError("it is not valid UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"it is not JSON ({first_line(error)})") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"entry {number} of the list is not a JSON object")
+        yield number, row
 
 
 def read_table(
@@ -94,7 +119,7 @@ def _table_rows(reader: Any, columns: list[str]) -> Iterator[Row]:
 def without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines without a byte order mark."""
     for number, line in enumerate(lines):
-        yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+        yield line.removeprefix(_MARK) if number == 0 else line
 
 
 def _is_text(fields: Sequence[str]) -> bool:

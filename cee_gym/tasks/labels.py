@@ -28,7 +28,7 @@ class LabelColumn:
     Args:
         names: the class names; their positions are the class numbers.
         first_numbers: the number of the first class in data that numbers the classes; several
-            where that is not known.
+            where that is not known, none where it numbers no classes.
         owner: whose classes they are, for messages.
     """
 
@@ -170,7 +170,7 @@ class LabelColumn:
 
     def _complaint(self, label: Any) -> str:
         number = _number(label)
-        if number is None or self._by_value:
+        if number is None or self._by_value or not self._first_numbers:
             return f"label {label!r} is none of {self._owner}'s: {', '.join(self._names)}"
         if not number.is_integer():
             return f"label {label} is not a class number: regression is not supported"

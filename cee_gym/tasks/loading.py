@@ -14,16 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from cee_gym.errors import DataError, first_line
 from cee_gym.tasks.base import Task
-from cee_gym.tasks.files import Row, read_jsonl, read_table
+from cee_gym.tasks.files import Row, read_json, read_jsonl, read_table
 from cee_gym.tasks.labels import LabelColumn
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "dev", "test")
-FORMATS = ("tsv", "csv", "jsonl", "parquet")
+FORMATS = ("tsv", "csv", "json", "jsonl", "parquet")
+DEV_EVERY = 5  # of the rows of a single file, one in so many is dev
 
 
 class _Split(NamedTuple):
@@ -39,14 +42,76 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, "Dataset"]:
     Args:
         task: whose text.
         data: a directory with files named `train`, `dev` (or `validation`) and optionally `test`
-            (tsv, csv, jsonl or parquet), or the name of a hub dataset; None takes the task's own
-            source.
+            (tsv, csv, json, jsonl or parquet), or the name of a hub dataset; None takes the task's
+            own source. For text of one's own it may be a single file too, which is shared out into
+            train and dev by class, the same way every time; a `row_id` counts the file's rows.
 
     Raises:
         DataError: if the data cannot be reached, or does not fit the task.
     """
     from datasets import Dataset
 
+    splits = read_splits(task, data)
+    numbers = () if task.first_number is None else (task.first_number,)
+    labels = LabelColumn(task.labels, numbers, "train" if task.is_own else task.name)
+    labelled = {split: read for split, read in splits.items() if read is not None}
+    if "test" in labelled and all(map(labels.is_none, labelled["test"].columns[task.label])):
+        del labelled["test"]
+    for read in labelled.values():
+        for row, label in enumerate(read.columns[task.label]):
+            labels.add(label, f"{read.where}, row {row}")
+    class_of = labels.reader()
+    loaded: dict[str, dict[str, list[Any]]] = {}
+    for split, (place, columns) in labelled.items():
+        loaded[split] = {
+            "row_id": [f"{split}/{row}" for row in range(len(columns[task.label]))],
+            "text": _texts(columns[task.text], f"{place}, column {task.text}"),
+            "label": [class_of(label) for label in columns[task.label]],
+        }
+        if task.pair:
+            loaded[split]["pair"] = _texts(columns[task.pair], f"{place}, column {task.pair}")
+    if "dev" not in loaded:
+        loaded = _share_out(loaded["train"], labelled["train"].where)
+    return {split: Dataset.from_dict(columns) for split, columns in loaded.items()}
+
+
+def _share_out(columns: dict[str, list[Any]], where: str) -> dict[str, dict[str, list[Any]]]:
+    """The splits train and dev of the rows of one file.
+
+    Of the rows in random order, sorted by class, one in `DEV_EVERY` is dev. The first of a class
+    always is train, so that train has every class.
+    """
+    labels = np.array(columns["label"])
+    order = np.random.default_rng(0).permutation(len(labels))
+    order = order[labels[order].argsort(kind="stable")]
+    first = np.diff(labels[order], prepend=-1) != 0
+    dev = (np.arange(1, len(order) + 1) % DEV_EVERY == 0) & ~first
+    if not dev.any():
+        raise DataError(
+            f"{where}: {len(order)} rows are too few to share out into train and dev: give more, "
+            "or a directory with both"
+        )
+    splits = {}
+    for split, rows in (("train", np.sort(order[~dev])), ("dev", np.sort(order[dev]))):
+        splits[split] = {name: [values[row] for row in rows] for name, values in columns.items()}
+        splits[split]["row_id"] = [f"{split}/{row}" for row in rows]
+    return splits
+
+
+def read_splits(task: Task, data: str | None = None) -> dict[str, "_Split | None"]:
+    """Reads the columns that a task needs, as they are written; see `load_splits`.
+
+    Args:
+        task: whose columns; its classes do not matter.
+        data: a directory, a single file, the name of a hub dataset, or None.
+
+    Returns:
+        `train`, `dev`, and where there is one `test`; None for it where it has no labels. Of a
+        single file all rows are `train`, and it is all there is.
+
+    Raises:
+        DataError: if the data cannot be reached, or has not the columns.
+    """
     path = None if data is None else Path(data).expanduser()
     splits: dict[str, _Split | None]
     if data is None and task.built_in is not None:
@@ -57,13 +122,15 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, "Dataset"]:
         }
     elif path is not None and path.is_dir():
         where, splits = str(data), _read_directory(task, path)
+    elif path is not None and path.is_file() and task.is_own:
+        return {"train": _read_file(task, "train", path)}
     elif path is not None and path.is_file():
         raise DataError(
             f"--data {data} is a file: give the directory that it is in, with the files train, dev "
             "(or validation) and optionally test"
         )
-    elif data and data[0] in "./~":
-        raise DataError(f"--data {data}: there is no such directory")
+    elif path is not None and (str(data)[:1] in ("/", ".", "~") or path.suffix[1:] in FORMATS):
+        raise DataError(f"--data {data}: there is no such directory or file")
     else:
         where, splits = _read_hub(task, data)
     for split in ("train", "dev"):
@@ -71,25 +138,9 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, "Dataset"]:
             raise DataError(
                 f"{where} has no {split} split: a data directory holds train, dev (or validation) "
                 f"and optionally test, as {', '.join(FORMATS)}"
+                f"{'; or give the one file itself' if task.is_own else ''}"
             )
-    labels = LabelColumn(task.labels, (task.first_number,), task.name)
-    labelled = {split: read for split, read in splits.items() if read is not None}
-    if "test" in labelled and all(map(labels.is_none, labelled["test"].columns[task.label])):
-        del labelled["test"]
-    for read in labelled.values():
-        for row, label in enumerate(read.columns[task.label]):
-            labels.add(label, f"{read.where}, row {row}")
-    class_of = labels.reader()
-    loaded = {}
-    for split, (place, columns) in labelled.items():
-        loaded[split] = {
-            "row_id": [f"{split}/{row}" for row in range(len(columns[task.label]))],
-            "text": _texts(columns[task.text], f"{place}, column {task.text}"),
-            "label": [class_of(label) for label in columns[task.label]],
-        }
-        if task.pair:
-            loaded[split]["pair"] = _texts(columns[task.pair], f"{place}, column {task.pair}")
-    return {split: Dataset.from_dict(columns) for split, columns in loaded.items()}
+    return splits
 
 
 def _read_directory(task: Task, directory: Path) -> dict[str, _Split | None]:
@@ -111,14 +162,17 @@ def _read_directory(task: Task, directory: Path) -> dict[str, _Split | None]:
 
 def _read_file(task: Task, split: str, file: Path) -> _Split | None:
     kind = file.suffix[1:]
+    if kind not in FORMATS:
+        raise DataError(f"what is in {file}? Let its name end with .{', .'.join(FORMATS)}")
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty")
     if kind == "parquet":
         return _read_parquet(task, split, file)
     with file.open("rb") as lines:
         try:
-            if kind == "jsonl":
-                names, rows = _whole(task, read_jsonl(lines))
+            if kind in ("json", "jsonl"):
+                read = read_jsonl(lines) if kind == "jsonl" else read_json(lines.read())
+                names, rows = _whole(task, read)
             else:
                 names, table = read_table(
                     lines,

@@ -8,11 +8,15 @@ live in `home()`.
 import os
 from pathlib import Path
 
+from cee_gym.documents import read_document, refused_if_damaged
 from cee_gym.errors import TraceError
+from cee_gym.tasks import Task, get_task
+from cee_gym.tasks.base import OWN
 from cee_gym.traces.header import FILE
 from cee_gym.traces.trace import Trace, open_trace
 
 SPLITS = ("train", "calibration", "dev", "test")
+RECORDING = "recording.json"
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
@@ -61,6 +65,24 @@ def shipped_backbone(id: str) -> Path | None:
 def recorded_splits(path: str | os.PathLike[str]) -> list[str]:
     """The splits of which a recording has a trace, in the order of `SPLITS`."""
     return [split for split in SPLITS if (Path(path) / split / FILE).is_file()]
+
+
+def recorded_task(trace: Trace) -> Task:
+    """The task that a recording is of.
+
+    Args:
+        trace: one of its splits.
+
+    Raises:
+        CeeGymError: if it is not to be had, or is written down in a `recording.json` that is
+            missing or damaged.
+    """
+    if trace.header.task != OWN:
+        return get_task(trace.header.task)
+    file, remedy = trace.path.parent / RECORDING, "record it again"
+    document = read_document(file, "description of a recording", remedy=remedy)
+    with refused_if_damaged(str(file), remedy):
+        return Task.from_json(document["task"])
 
 
 def open_split(path: str | os.PathLike[str], split: str) -> Trace:

@@ -35,7 +35,7 @@ from cee_gym.problem import OBSERVE
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
-from cee_gym.traces.recordings import open_split
+from cee_gym.traces.recordings import RECORDING, open_split
 from cee_gym.traces.texts import collect, start_trace, write_rows
 from cee_gym.training.calibration import calibrate
 from cee_gym.training.config import AlternationConfig, FitConfig
@@ -321,7 +321,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
     row_ids = np.array(setup.splits["train"]["row_id"])
     exits = {name: getattr(deployed.config, name) for name in OF_EXITS}
     description = {
-        "task": setup.task.full_name,
+        "task": setup.task.to_json(),
         "backbone": Path(setup.backbone).name,
         "config": asdict(setup.config) | exits | {"objective": setup.objective},
         "fitted_to": {name: row_ids[rows].tolist() for name, rows in shares.fit.items()},
@@ -329,7 +329,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         "made": read_document(models / RECIPE, "recipe", remedy="make the models again"),
         "exits": exits_report(open_split(unfinished, "calibration"), deployed.config.temperatures),
     }
-    write_document(unfinished / "recording.json", description)
+    write_document(unfinished / RECORDING, description)
     unfinished.rename(recording)
 
 

@@ -195,6 +195,7 @@ class Setup:
             task=self.task.name,
             pair=self.task.pair is not None,
             first_number=self.task.first_number,
+            columns=self.task.columns if self.task.is_own else None,
             seed=self.config.seed,
             **asked,
         )

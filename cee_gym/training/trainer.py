@@ -94,7 +94,7 @@ class ConsistentEETrainer:
             "alternation": asdict(self.alternation),
             "metrics": list(self.metrics),
             "recording": None if self.recording is None else str(self.recording.resolve()),
-            "task": None if self.setup is None else self.setup.task.full_name,
+            "task": None if self.setup is None else self.setup.task.to_json(),
             "backbone": None if self.setup is None else self.setup.backbone,
             "text": None if self.setup is None else self.setup.text_fingerprint,
             "record": None if self.setup is None else asdict(self.setup.config),

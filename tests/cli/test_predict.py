@@ -367,3 +367,20 @@ def test_a_reader_that_has_enough_ends_it_quietly(saved, capsys, monkeypatch) ->
             main(["predict", "model", "--input", "in.txt"])
     assert stop.value.code == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_model_of_text_of_ones_own_knows_its_columns(saved, capsys) -> None:
+    saved.model.config.columns = {"text": "said", "label": "mood"}
+    saved.save_pretrained("model")
+    rows = [("a dog", "good"), ("the cat sat", "bad")]
+    for suffix, tab in (("csv", ","), ("tsv", "\t")):
+        lines = [tab.join(row) for row in (("said", "mood"), *rows)]
+        Path(f"in.{suffix}").write_text("\r\n".join(lines) + "\r\n")
+        found, _ = predict(capsys, "--input", f"in.{suffix}")
+        assert_as(found, saved([text for text, _ in rows]))
+        assert [line["given_label"] for line in found] == [label for _, label in rows]
+    Path("in.csv").write_text("words,mood\na dog,0\n")
+    assert "in.csv has no column 'said'" in refused(capsys, "--input", "in.csv")
+    # Its data never numbers the classes.
+    said = refused(capsys, "--input", "in.csv", "--text-column", "words")
+    assert said.endswith("line 2: label '0' is none of the model's: bad, good")

@@ -11,7 +11,7 @@ from cee_gym.agents import ExpectedReturn
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation import accuracy_speed_curve, evaluate_policy, guaranteed_threshold
-from cee_gym.evaluation.report import Promise, plot, report, table
+from cee_gym.evaluation.report import Promise, class_tables, plot, report, table
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Confidence, FixedLayer
 from cee_gym.policies.speeds import Speed, measure_speeds
@@ -126,6 +126,44 @@ def test_the_table_says_above_which_score_each_point_leaves(policy, problems) ->
     ):
         (line,) = (line for line in lines if line.startswith(row))
         assert line.removeprefix(row).split()[0] == held
+
+
+def test_by_class_it_reports_full_depth_and_the_policys_own_speed(policy, problems) -> None:
+    results = report(policy, *problems, ("macro_f1",))
+    for point, found in (
+        (results["full_depth"], results["classes"]["full_depth"]),
+        (results["points"]["own"]["measured"]["dev"], results["classes"]["own"]),
+    ):
+        confusion = np.array(found["confusion"])
+        assert confusion.sum() == 200
+        assert point["accuracy"] == pytest.approx(confusion.trace() / 200)
+        assert point["metrics"]["macro_f1"] == pytest.approx(np.mean(found["f1"]))
+    assert results["classes"]["own"] != results["classes"]["full_depth"]
+
+
+def test_the_tables_by_class_name_every_class(policy, problems) -> None:
+    results = report(policy, *problems, ("accuracy",))
+    found, (figures, matrix) = results["classes"], class_tables(results).split("\n\n")
+    line = next(line for line in figures.splitlines() if line.startswith("1 class 1 "))
+    shown = [found[point][key][1] for point in ("full_depth", "own") for key in list(found["own"])]
+    expected = [f"{v:.3f}" for v in shown if isinstance(v, float)]
+    assert line.split()[3:] == [str(found["rows"][1]), *expected]
+    counts = [f"{count or '.'}" for count in found["own"]["confusion"][1]]
+    assert matrix.splitlines()[-1].split() == ["1", "class", "1", *counts]
+
+
+def test_a_confusion_matrix_that_is_too_wide_is_in_the_file_only(policy, problems) -> None:
+    results = report(policy, *problems, ("accuracy",))
+    wide = {
+        **{"names": [f"class {n}" for n in range(31)], "rows": [1] * 31},
+        **dict.fromkeys(
+            ("full_depth", "own"), dict.fromkeys(("precision", "recall", "f1"), [0.0] * 31)
+        ),
+    }
+    shown = class_tables(results | {"classes": wide})
+    assert len(shown.splitlines()) == 2 + 31
+    with pytest.raises(CeeGymError, match="no classes to report one by one"):
+        class_tables(results | {"classes": None})
 
 
 def test_the_plot_is_a_picture(policy, problems, tmp_path) -> None:

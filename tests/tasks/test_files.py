@@ -3,7 +3,7 @@
 import pytest
 
 from cee_gym.errors import DataError
-from cee_gym.tasks.files import read_jsonl, read_table
+from cee_gym.tasks.files import read_json, read_jsonl, read_table
 
 
 def lines(content: bytes) -> list[bytes]:
@@ -64,3 +64,29 @@ def test_json_lines_know_their_numbers_and_blank_ones_are_passed_over() -> None:
         (4, "the line is not JSON (NaN is no number of JSON)"),
         (5, "the line is not valid UTF-8"),
     ]
+
+
+@pytest.mark.parametrize(
+    "content", [b'[{"a": 1},\n\n {"a": 2}]', b'\xef\xbb\xbf [{"a": 1}, {"a": 2}]\n']
+)
+def test_json_may_be_one_list(content) -> None:
+    assert list(read_json(content)) == [(1, {"a": 1}), (2, {"a": 2})]
+
+
+def test_json_may_be_lines() -> None:
+    content = b'{"a": 1}\r\n\r\n{"a": 2}\r\n'
+    assert list(read_json(content)) == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'[{"a": 1}, 2]', "entry 2 of the list is not a JSON object"),
+        (b'[{"a": 1}', "it is not JSON"),
+        (b'[{"a": NaN}]', "NaN is no number of JSON"),
+        (b'[{"a": "\xff"}]', "it is not valid UTF-8"),
+    ],
+)
+def test_a_damaged_list_is_refused(content, why) -> None:
+    with pytest.raises(DataError, match=why):
+        list(read_json(content))

@@ -514,7 +514,7 @@ def test_a_missing_split_is_named(write: Write, there: str) -> None:
     data = write(**{f"{there}__jsonl": ONE_ROW})
     message = refusal(OPINION, data)
     assert message.startswith(f"{data} has no {missing} split: a data directory holds train, dev")
-    assert "tsv, csv, jsonl, parquet" in message
+    assert "tsv, csv, json, jsonl, parquet" in message
 
 
 @pytest.mark.parametrize("other", ["validation.jsonl", "dev.tsv"])
@@ -529,7 +529,7 @@ def test_two_dev_splits_are_refused(write: Write, other: str) -> None:
 
 @pytest.mark.parametrize("data", ["/no/such/directory", "./nothing", "../nothing", "~/nothing"])
 def test_a_directory_that_is_not_there(data: str) -> None:
-    assert refusal(OPINION, data) == f"--data {data}: there is no such directory"
+    assert refusal(OPINION, data) == f"--data {data}: there is no such directory or file"
 
 
 def test_a_file_in_place_of_a_directory(write: Write) -> None:

@@ -1,16 +1,21 @@
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cee_gym.errors import TraceError
+from cee_gym.errors import CeeGymError, TraceError
+from cee_gym.tasks import Task
+from cee_gym.tasks.base import OWN
 from cee_gym.traces.recordings import (
     MissingRecordingError,
     find_recording,
     home,
     open_split,
     recorded_splits,
+    recorded_task,
 )
 from tests.made_traces import write_recording, write_trace
 
@@ -109,3 +114,21 @@ def test_single_trace_of_another_split(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="neither a recording nor a trace"):
         open_split(tmp_path, "train")
+
+
+def test_a_recording_of_text_of_ones_own_says_its_task(tmp_path) -> None:
+    write_recording(tmp_path / "r")
+    trace = open_split(tmp_path / "r", "dev")
+    own = replace(trace, header=replace(trace.header, task=OWN))
+    task = Task.from_json({"labels": ["3", "4"], "text": "said", "label": "mood"})
+    file = tmp_path / "r" / "recording.json"
+    file.write_text(json.dumps({"task": task.to_json()}))
+    assert recorded_task(own) == task
+    assert recorded_task(replace(trace, header=replace(trace.header, task="rte"))).name == "rte"
+    for damaged in ({}, {"task": {"text": "said"}}, {"task": {"labels": ["3"], "of": "x"}}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(CeeGymError, match=r"recording\.json is damaged"):
+            recorded_task(own)
+    file.unlink()
+    with pytest.raises(CeeGymError, match="there is no description of a recording at"):
+        recorded_task(own)
