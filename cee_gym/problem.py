@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.integer[Any]] | slice
 
 OBSERVE = ("hidden", "layer")
+# One point of accuracy a layer.
+ALPHA = 0.01
 
 
 class Problem:
@@ -62,7 +64,7 @@ class Problem:
         trace: Trace,
         reward: Reward | None = None,
         observe: Sequence[str] = OBSERVE,
-        alpha: float | Sequence[float] = 0.035,
+        alpha: float | Sequence[float] = ALPHA,
     ) -> None:
         recorded = recorded_observations(trace, observe)
         # Set past `__setattr__`, which refuses: problems are shared.
@@ -230,9 +232,9 @@ def open_problem(
     trace: Trace | str | os.PathLike[str] | None = None,
     split: str = "train",
     *,
-    reward: Reward | str = "paper",
+    reward: Reward | str = "correctness",
     observe: Sequence[str] = OBSERVE,
-    alpha: float | Sequence[float] = 0.035,
+    alpha: float | Sequence[float] = ALPHA,
 ) -> Problem:
     """The problem for the arguments of a recorded environment; equal ones give the same object.
 

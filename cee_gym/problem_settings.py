@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from cee_gym.cost import CostModel
+from cee_gym.errors import CeeGymError
 from cee_gym.hardness import HARDNESS
 from cee_gym.observation import PARTS
-from cee_gym.problem import OBSERVE, Problem
+from cee_gym.problem import ALPHA, OBSERVE, Problem
 from cee_gym.reward import COSTS, QUALITIES, Reward, alpha_range
 from cee_gym.traces.recordings import open_split
 
@@ -22,8 +23,10 @@ class ProblemSettings:
     Attributes:
         alpha: the price of one layer: a number, or a range `low high` from which each episode
             draws.
-        quality: what an exit achieves: minus the `cross_entropy`, `correctness`, or a quality of
+        quality: what an exit achieves: `correctness`, minus the `cross_entropy`, or a quality of
             your own, MODULE:NAME.
+        reward: in place of quality and hardness, the short name of both: `paper`, that of
+            ConsistentEE (`cross_entropy` and `memorized_layer`).
         hardness: the weight of the price: `memorized_layer`, `last_layer_loss`, `none`, or one of
             your own, MODULE:NAME.
         cost: what the layers up to an exit cost: `layers`, their number; the path of a profile,
@@ -31,14 +34,17 @@ class ProblemSettings:
         observe: the parts of an observation; those of the agent's preset by default.
     """
 
-    alpha: tuple[float, ...] = (0.035,)
-    quality: str = "cross_entropy"
-    hardness: str = "memorized_layer"
+    alpha: tuple[float, ...] = (ALPHA,)
+    quality: str = "correctness"
+    hardness: str = "none"
+    reward: str | None = None
     cost: str = "layers"
     observe: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         alpha_range(self.price)
+        if self.reward is not None:
+            self._read_reward()
         QUALITIES.get(self.quality)
         if self.hardness != "none":
             HARDNESS.get(self.hardness)
@@ -46,6 +52,22 @@ class ProblemSettings:
             object.__setattr__(self, "cost", str(Path(self.cost).resolve()))
         for part in self.observe or ():
             PARTS.get(part)
+
+    def _read_reward(self) -> None:
+        """Puts quality and hardness in the place of the name that stands for them."""
+        usual = type(self)()
+        if (self.quality, self.hardness) != (usual.quality, usual.hardness):
+            raise CeeGymError(
+                f"reward {self.reward!r} stands for a quality and a hardness: leave out quality "
+                f"{self.quality} and hardness {self.hardness}, or the reward"
+            )
+        named = Reward.named(self.reward or "")
+        for name, value in (
+            ("quality", named.quality),
+            ("hardness", named.hardness or "none"),
+            ("reward", None),
+        ):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
@@ -56,6 +78,7 @@ class ProblemSettings:
     def to_json(self) -> dict[str, Any]:
         """As plain types, with the names by which another process finds what is the user's own."""
         named = asdict(self)
+        del named["reward"]  # quality and hardness say it
         named["quality"] = QUALITIES.full_name(self.quality)
         if self.hardness != "none":
             named["hardness"] = HARDNESS.full_name(self.hardness)
@@ -89,7 +112,7 @@ class ProblemSettings:
         cost = Reward(cost=self.cost).cost
         return cost.layer_costs().tolist() if isinstance(cost, CostModel) else None
 
-    def reward(self, hardness: npt.ArrayLike | None = None) -> Reward:
+    def make_reward(self, hardness: npt.ArrayLike | None = None) -> Reward:
         """The reward.
 
         Args:
@@ -108,4 +131,4 @@ class ProblemSettings:
             CeeGymError: if there is no such split, or a setting does not fit it.
         """
         trace = open_split(recording, split)
-        return Problem(trace, self.reward(), self.observe or OBSERVE, self.price)
+        return Problem(trace, self.make_reward(), self.observe or OBSERVE, self.price)

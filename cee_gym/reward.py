@@ -124,8 +124,9 @@ class Reward:
     """How to pay for an exit.
 
     Attributes:
-        quality: the name of a quality: `"cross_entropy"`, minus the exit's loss, `"correctness"`, 1
-            where it is right, or one of your own.
+        quality: the name of a quality: `"correctness"`, 1 where the exit is right, so that alpha is
+            the share of right answers a layer may cost; `"cross_entropy"`, minus its loss; or one
+            of your own.
         hardness: the weight of the cost of an instance. `"memorized_layer"` is `1 - m/L`, so that
             one the model understands late may go deep for free; `"last_layer_loss"` is
             `exp(-loss_L)`, the probability that the last exit gives the label; `None` weighs every
@@ -138,8 +139,8 @@ class Reward:
         CeeGymError: if a name is unknown, or there is no such profile.
     """
 
-    quality: str = "cross_entropy"
-    hardness: str | npt.ArrayLike | None = "memorized_layer"
+    quality: str = "correctness"
+    hardness: str | npt.ArrayLike | None = None
     cost: str | os.PathLike[str] | Sequence[float] | CostModel = "layers"
 
     def __post_init__(self) -> None:

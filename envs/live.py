@@ -16,7 +16,7 @@ from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward
 from cee_gym.envs.render import Readings
 from cee_gym.errors import CeeGymError, DataError
 from cee_gym.observation import Seen, Sizes, layout_of, observe_into, width_of
-from cee_gym.problem import OBSERVE, Problem, shared_problem
+from cee_gym.problem import ALPHA, OBSERVE, Problem, shared_problem
 from cee_gym.reward import QUALITIES, Reward, alpha_range
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace, open_trace
@@ -64,8 +64,8 @@ class LiveEarlyExitEnv(EpisodeEnv):
         data: "Dataset",
         *,
         trace: Trace | str | os.PathLike[str] | None = None,
-        alpha: float | Sequence[float] = 0.035,
-        reward: Reward | str = "paper",
+        alpha: float | Sequence[float] = ALPHA,
+        reward: Reward | str = "correctness",
         observe: Sequence[str] = OBSERVE,
         vector_reward: bool = False,
         max_tokens: int | None = None,

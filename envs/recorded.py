@@ -9,7 +9,7 @@ import numpy as np
 from cee_gym.envs.episode import EpisodeEnv, Observation, Outcome, vector_reward_space
 from cee_gym.envs.render import Readings
 from cee_gym.headroom import Headroom, headroom_of
-from cee_gym.problem import OBSERVE, Problem, open_problem
+from cee_gym.problem import ALPHA, OBSERVE, Problem, open_problem
 from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 
@@ -30,9 +30,10 @@ class EarlyExitEnv(EpisodeEnv):
     state and the layer. `cee_gym.observation` lists the parts, and says how to add one.
 
     ## Rewards
-    0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default, as in the
-    paper, minus the cross-entropy of its classifier, minus `alpha * (1 - m/L) * t` with m the
-    memorized layer; see `cee_gym.Reward`.
+    0 for continuing. Exiting at layer t gives `quality_t - alpha * price_t`: by default 1
+    where its classifier is right and 0 where it is not, minus `alpha * t`. With `reward="paper"` it
+    is minus the cross-entropy of its classifier, minus `alpha * (1 - m/L) * t` with m the memorized
+    layer; see `cee_gym.Reward`.
 
     With `vector_reward=True` a reward is float32 `[quality_t, -price_t]`, `[0, 0]` for continuing,
     by the protocol of MO-Gymnasium (`reward_space`, `reward_dim`): its `LinearReward` with the
@@ -54,7 +55,7 @@ class EarlyExitEnv(EpisodeEnv):
             taken as it is.
         split: `"train"`, `"calibration"`, `"dev"` or `"test"`.
         alpha: the price of one layer, or the range `(low, high)` from which each episode draws it.
-        reward: a `cee_gym.Reward`; or `"paper"`, or the name of a quality, such as
+        reward: a `cee_gym.Reward`; or `"paper"`, or the name of a quality, by default
             `"correctness"`, which is then paid for layers alike. Where its cost is measured,
             `metadata["deterministic"]` is False: under another profile the same episodes pay
             otherwise.
@@ -81,8 +82,8 @@ class EarlyExitEnv(EpisodeEnv):
         recording: str | None = None,
         trace: Trace | str | os.PathLike[str] | None = None,
         split: str = "train",
-        alpha: float | Sequence[float] = 0.035,
-        reward: Reward | str = "paper",
+        alpha: float | Sequence[float] = ALPHA,
+        reward: Reward | str = "correctness",
         observe: Sequence[str] = OBSERVE,
         vector_reward: bool = False,
         render_mode: str | None = None,

@@ -28,7 +28,7 @@ from cee_gym.envs.recorded import EarlyExitEnv, readings
 from cee_gym.errors import CeeGymError
 from cee_gym.headroom import Headroom, headroom_of
 from cee_gym.observation import allowed_alpha, space_of
-from cee_gym.problem import OBSERVE, open_problem
+from cee_gym.problem import ALPHA, OBSERVE, open_problem
 from cee_gym.reward import Reward
 from cee_gym.traces.trace import Trace
 
@@ -79,8 +79,8 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         recording: str | None = None,
         trace: Trace | str | os.PathLike[str] | None = None,
         split: str = "train",
-        alpha: float | Sequence[float] = 0.035,
-        reward: Reward | str = "paper",
+        alpha: float | Sequence[float] = ALPHA,
+        reward: Reward | str = "correctness",
         observe: Sequence[str] = OBSERVE,
         vector_reward: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,

@@ -51,7 +51,7 @@ def test_it_holds_what_its_trace_and_reward_say(trace: Trace) -> None:
     assert dtypes == (np.float32, np.float32, np.int64)
     default = Problem(trace)
     assert tuple(default.layout) == ("hidden", "layer")
-    np.testing.assert_array_equal(default.quality, -trace.loss)
+    np.testing.assert_array_equal(default.quality, trace.correct)
 
 
 def test_rewards_take_an_alpha_per_instance(trace: Trace) -> None:
@@ -83,7 +83,7 @@ def test_observations_say_the_alpha_they_are_asked_for(trace: Trace) -> None:
 
 
 def test_no_array_of_it_can_be_written_to(trace: Trace) -> None:
-    problem = Problem(trace)
+    problem = Problem(trace, Reward.paper())
     states = problem.states
     for array in (
         *(problem.quality, problem.price, problem.correct, problem.prediction),

@@ -35,14 +35,36 @@ def test_as_json_and_back(settings: ProblemSettings) -> None:
     assert ProblemSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
-def test_by_default_it_is_the_problem_of_the_paper(recording: Path) -> None:
+def test_by_default_alpha_is_the_accuracy_a_layer_may_cost(recording: Path) -> None:
     problem = ProblemSettings().problem(recording, "dev")
+    np.testing.assert_array_equal(problem.quality, problem.trace.correct)
+    np.testing.assert_array_equal(problem.price, np.tile([1, 2, 3, 4], (len(problem), 1)))
+    assert problem.alpha == (0.01, 0.01)
+    assert tuple(problem.layout) == ("hidden", "layer")
+    assert problem.trace.header.split == "dev"
+
+
+def test_the_reward_of_the_paper_is_one_word_away(recording: Path) -> None:
+    settings = ProblemSettings(reward="paper")
+    assert settings == ProblemSettings(quality="cross_entropy", hardness="memorized_layer")
+    assert ProblemSettings.from_json(settings.to_json()) == settings
+    problem = settings.problem(recording, "dev")
     paper = Reward.paper()
     np.testing.assert_array_equal(problem.quality, paper.quality_of(problem.trace))
     np.testing.assert_array_equal(problem.price, paper.price_of(problem.trace, np.arange(1, 5)))
-    assert problem.alpha == (0.035, 0.035)
-    assert tuple(problem.layout) == ("hidden", "layer")
-    assert problem.trace.header.split == "dev"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reward": "best"}, "best"),
+        ({"reward": "paper", "quality": "cross_entropy"}, "leave out quality cross_entropy"),
+        ({"reward": "paper", "hardness": "last_layer_loss"}, "hardness last_layer_loss, or the"),
+    ],
+)
+def test_a_reward_that_is_unknown_or_said_twice_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(CeeGymError, match=message):
+        ProblemSettings(**given)
 
 
 def test_every_setting_reaches_the_problem(recording: Path) -> None:
@@ -66,8 +88,10 @@ def test_parts_of_a_preset_are_taken_where_none_are_given() -> None:
 def test_a_given_weight_takes_the_place_of_the_named_one(recording: Path) -> None:
     weight = np.linspace(0, 1, 30)
     trace = ProblemSettings().problem(recording, "train").trace
-    np.testing.assert_array_equal(ProblemSettings().reward(weight).hardness_weight(trace), weight)
-    assert ProblemSettings(hardness="none").reward().hardness is None
+    np.testing.assert_array_equal(
+        ProblemSettings().make_reward(weight).hardness_weight(trace), weight
+    )
+    assert ProblemSettings(hardness="none").make_reward().hardness is None
 
 
 def test_a_profile_is_found_from_every_directory(
@@ -79,7 +103,7 @@ def test_a_profile_is_found_from_every_directory(
     settings = ProblemSettings(cost="profile.json")
     assert settings.cost == str(tmp_path / "profile.json")
     assert settings.layer_costs == costs.layer_costs().tolist()
-    assert not settings.reward().deterministic
+    assert not settings.make_reward().deterministic
     assert ProblemSettings().layer_costs is None
     (tmp_path / "profile.json").unlink()  # which is needed for training only, not to serve a run
     gone = ProblemSettings.from_json(settings.to_json())

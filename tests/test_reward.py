@@ -73,9 +73,9 @@ def test_price_is_hardness_weight_times_cost(
 
 
 def test_quality_is_minus_the_loss_or_whether_it_is_right(trace: Trace) -> None:
-    quality = Reward().quality_of(trace)
+    quality = Reward.paper().quality_of(trace)
     np.testing.assert_array_equal(quality, -trace.loss)
-    quality = Reward(quality="correctness").quality_of(trace)
+    quality = Reward().quality_of(trace)
     np.testing.assert_array_equal(quality, trace.prediction == trace.labels[:, None])
     assert quality.dtype == np.float32
     assert set(quality.ravel()) == {0.0, 1.0}
@@ -107,7 +107,7 @@ def test_an_instance_memorized_last_goes_deep_for_free() -> None:
     logits[0, :, 0] = 1  # always right: m = 1
     logits[1, :, 1] = 1  # never right: m = L
     trace = trace_of(logits, np.zeros(2, dtype=np.int32))
-    price = Reward().price_of(trace, np.arange(1, 4))
+    price = Reward.paper().price_of(trace, np.arange(1, 4))
     np.testing.assert_allclose(price[0], [2 / 3, 4 / 3, 2], rtol=1e-6)
     np.testing.assert_array_equal(price[1], 0)
 

@@ -1,6 +1,6 @@
 """Which reward and which observation a policy learns best from, at equal saved layers.
 
-    python benchmarks/studies/default_reward.py --recordings DIR DIR ... --output results/default_reward.json
+    python benchmarks/studies/default_reward.py --recordings DIR DIR ...
 
 Longstaff-Schwartz learns on the train split of each recording at a range of prices, which draws a
 curve of accuracy over saved layers on calibration. Rewards are in different units, so they are

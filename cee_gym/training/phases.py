@@ -355,7 +355,7 @@ def problem_env(
         trace=trace,
         split=split,
         alpha=settings.price,
-        reward=settings.reward(hardness),
+        reward=settings.make_reward(hardness),
         observe=settings.observe or OBSERVE,
     )
 
@@ -396,7 +396,7 @@ def _improver(agent: Agent, settings: ProblemSettings, seed: int) -> Callable[..
     assert network is not None
     optimizer = agent.make_optimizer(network)
     rng = np.random.default_rng(seed)
-    reward = settings.reward()
+    reward = settings.make_reward()
 
     def improve(
         observations: np.ndarray, output: MultiExitOutput, labels: torch.Tensor, alpha: np.ndarray

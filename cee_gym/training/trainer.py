@@ -140,7 +140,7 @@ class ConsistentEETrainer:
 
     def _check_problem(self) -> None:
         """Refuses, before any work, what cannot be observed, learned from or paid."""
-        self.problem.reward()
+        self.problem.make_reward()
         assert self.problem.observe is not None
         parts = tuple(part.rpartition(":")[2] for part in self.problem.observe)
         self.agent.check_observe(parts)

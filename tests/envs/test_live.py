@@ -133,8 +133,8 @@ def test_vector_reward_is_the_same_live_as_recorded(
 ) -> None:
     model = make_model()
     trace = record(model, tokenizer, data, tmp_path / "trace", "float32")
-    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, vector_reward=True)
-    recorded = EarlyExitEnv(trace=trace, vector_reward=True)
+    live = LiveEarlyExitEnv(model, tokenizer, data, trace=trace, reward="paper", vector_reward=True)
+    recorded = EarlyExitEnv(trace=trace, reward="paper", vector_reward=True)
     assert live.reward_space == recorded.reward_space
     for instance in range(len(data)):
         for env in (live, recorded):
@@ -399,8 +399,8 @@ def test_checker_has_nothing_to_say(tokenizer: BertTokenizer, data: Dataset) -> 
 def test_without_a_trace_no_hardness_is_known(tokenizer: BertTokenizer, data: Dataset) -> None:
     model = make_model()
     with pytest.raises(CeeGymError, match="hardness 'memorized_layer' is read from a trace"):
-        LiveEarlyExitEnv(model, tokenizer, data)
-    env = LiveEarlyExitEnv(model, tokenizer, data, reward=Reward(hardness=None), alpha=0.5)
+        LiveEarlyExitEnv(model, tokenizer, data, reward="paper")
+    env = LiveEarlyExitEnv(model, tokenizer, data, alpha=0.5)
     env.reset(seed=0)
     _, reward, _, _, info = env.step(EXIT)
     assert "memorized_layer" not in info

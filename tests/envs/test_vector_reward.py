@@ -66,7 +66,7 @@ def test_protocol_of_mo_gymnasium(trace: Trace) -> None:
 
 
 def test_reward_space_is_bounded_by_what_exits_achieve_and_cost(trace: Trace) -> None:
-    space = EarlyExitEnv(trace=trace, vector_reward=True).reward_space
+    space = EarlyExitEnv(trace=trace, reward="paper", vector_reward=True).reward_space
     assert space.low[0] == -np.inf
     assert space.high.tolist() == [0, 0]
     reward = Reward("correctness", hardness=None, cost=[1, 2, 3, 5])
