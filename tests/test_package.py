@@ -23,7 +23,7 @@ while True:
     observation, reward, terminated, truncated, info = env.step(0)
     if terminated:
         break
-assert info["exit_layer"] == 6
+assert info["exit_layer"] == 12
 envs = gym.make_vec("cee_gym:EarlyExit-BERT-RTE", num_envs=8)
 envs.reset(seed=0)
 envs.step(envs.action_space.sample())
@@ -83,14 +83,16 @@ def test_a_recorded_environment_needs_only_numpy_and_gymnasium(wheel, tmp_path) 
     assert out.strip() == "ok"
 
 
-def test_the_wheel_holds_the_recording_and_no_text(wheel) -> None:
+def test_the_wheel_holds_the_recordings_and_no_text(wheel) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         sizes = {item.filename: item.file_size for item in archive.infolist()}
         headers = [archive.read(n).decode() for n in names if n.endswith((".json", "METADATA"))]
-    recorded = [n for n in names if "shipped/EarlyExit-BERT-RTE" in n]
-    assert {n.split("/")[3] for n in recorded} >= {"train", "calibration", "dev"}
-    assert sum(sizes[n] for n in recorded) <= 16e6
+    for id in ("EarlyExit-BERT-RTE", "EarlyExit-BERT-SST-2", "EarlyExit-ToyBERT-Clauses"):
+        recorded = [n for n in names if f"shipped/{id}/" in n]
+        assert {n.split("/")[3] for n in recorded} >= {"train", "calibration", "dev"}
+        assert sum(sizes[n] for n in recorded) <= 16.1e6
+    assert wheel.stat().st_size <= 40e6
     assert "cee_gym/agents/reinforce.py" in names
     assert "cee_gym/envs/recorded.py" in names
     assert not any(n.startswith(("agents/", "envs/", "tests/")) for n in names)
