@@ -1,28 +1,49 @@
-r"""The whole loop on real text: dev accuracy and saved layers before and after alternating.
+r"""What alternating adds to strong exits: the paper's claim, at equal numbers of updates.
 
-    python benchmarks/alternation.py --task mrpc --models DIR --data DIR --work DIR \
-        --policy-data held_out --epochs 3 --learning-rate 1e-4
+    python benchmarks/alternation.py --models DIR --data DIR --work DIR \
+        --recordings DIR/mrpc-ours-0 DIR/mrpc-ours-1 ...
 
-Over seeds. Goes on where it was stopped.
+Each recording, named SET-ours-SEED as `strong_exits.py` makes them, is gone on from in two ways,
+each for the same number of epochs at the same rate: `policy` trains the backbone on the
+cross-entropy at the exits its policy takes (ConsistentEE), at prices drawn from a range, and learns
+the policy again after each round; `warm-up` goes on with the objective the exits were made with.
+Policies are Longstaff-Schwartz over the range. Operating points are chosen on calibration, and
+accuracy is compared on dev at 20 to 80 % saved layers, row by row. It goes on where it was stopped.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import torch
 import tyro
 from common import write
-from policy_data import BACKBONES
+from strong_exits import SETS
+from worth_learning import SAVED, interval, of_policy, rules
 
-from cee_gym.agents import Reinforce
+from cee_gym.agents.base import Agent
+from cee_gym.agents.registry import make_agent, preset_for
+from cee_gym.exits import MultiExitOutput, load_model
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.tasks import get_task
+from cee_gym.traces.recordings import open_split
+from cee_gym.training.calibration import calibrate
 from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
-from cee_gym.training.partition import PolicyData
+from cee_gym.training.fit import fit
+from cee_gym.training.losses import alternating
+from cee_gym.training.phases import RECIPE, backbone_phase, problem_env, record
 from cee_gym.training.setup import Setup
-from cee_gym.training.trainer import ConsistentEETrainer
+
+OF_PARTITION = ("policy_data", "held_out", "calibration", "folds", "seed")
+AGENT = "longstaff-schwartz"
+PRICES = (0.0, 0.03)
+ARMS: tuple["Arm", ...] = ("policy", "warm-up")
+Arm = Literal["policy", "warm-up"]
+Right = npt.NDArray[np.floating]
 
 
 @dataclass
@@ -30,112 +51,143 @@ class Args:
     """Arguments.
 
     Attributes:
-        task: mcid or mrpc.
         models: the folder with the backbones.
         data: the folder with the data sets.
-        work: for the runs.
-        policy_data: which data the policy learns on.
-        seeds: how many.
-        rounds: of the alternation.
-        epochs: of the warm-up.
-        learning_rate: of the warm-up.
-        alpha: the price of one layer.
+        work: for what is trained.
+        recordings: to go on from, each named SET-ours-SEED.
+        rounds: of one epoch each.
+        learning_rate: of a round.
     """
 
-    task: str
     models: Path
     data: Path
     work: Path
-    policy_data: PolicyData
-    seeds: int = 3
+    recordings: tuple[Path, ...]
     rounds: int = 2
-    epochs: int = 8
-    learning_rate: float = 2e-4
-    alpha: float = 0.035
+    learning_rate: float = 2e-5
+
+
+def settings_of(task: str) -> ProblemSettings:
+    """What the agent observes and is paid."""
+    return ProblemSettings(alpha=PRICES, observe=(*preset_for(AGENT, task).observe, "alpha"))
+
+
+def learn(recording: Path, settings: ProblemSettings) -> Agent:
+    """Longstaff-Schwartz on a recording."""
+    return make_agent(AGENT).learn(problem_env(recording, settings), 1)
+
+
+def go_on(arm: Arm, setup: Setup, start: Path, work: Path, args: Args, seed: int) -> Path:
+    """The recording after all rounds of one way."""
+    settings = settings_of(setup.task.name)
+    fitting = FitConfig(epochs=1, learning_rate=args.learning_rate)
+    models, recording = start / "models", start
+    for number in range(1, args.rounds + 1):
+        before, here = (models, recording), work / f"{arm}-{number}"
+        models, recording = here / "models", here / "recording"
+        if recording.exists():
+            continue
+        if arm == "policy":
+            agent = learn(before[1], settings)
+            config = AlternationConfig(rounds=args.rounds, backbone=fitting)
+            backbone_phase(setup, before[0], models, agent, settings, config, number)
+        elif not models.exists():
+            train(setup, before[0], models, fitting, seed + number)
+        record(setup, models, recording)
+        # A backbone is large, and the recording's own is not ours to remove.
+        if before[0] != start / "models":
+            shutil.rmtree(before[0])
+    return recording
+
+
+def train(setup: Setup, before: Path, models: Path, config: FitConfig, seed: int) -> None:
+    """One round of the objective the exits were made with."""
+
+    def objective(
+        output: MultiExitOutput, losses: torch.Tensor, labels: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        return alternating(losses, step)
+
+    trained = models.with_name("models.training")
+    for name, rows in setup.partition.fit.items():
+        if (trained / name).exists():
+            continue
+        model = load_model(before / name, torch.float32)
+        fit(
+            model,
+            setup.text["train"],
+            rows,
+            objective,
+            config,
+            accelerator=setup.accelerator,
+            seed=seed,
+            checkpoint=None,
+            name=f"warm-up/{name}",
+        )
+        setup.save(model, trained / name)
+    calibrate(setup, trained, models)
+    shutil.copyfile(before / RECIPE, models / RECIPE)
+    shutil.rmtree(trained)
+
+
+def measured(recording: Path, task: str) -> dict[str, Right]:
+    """How often each row of dev is right, by policy: full depth `[1, N]`, others `[S, N]`."""
+    settings = settings_of(task)
+    policy = learn(recording, settings).policy
+    curves = {AGENT: of_policy(policy, recording, settings.observe, PRICES)}
+    curves |= {name: of for name, of in rules(recording) if name == "confidence"}
+    found = {name: of["dev"].at(SAVED) for name, of in curves.items()}
+    return found | {"full depth": open_split(recording, "dev").correct[None, :, -1].astype(float)}
 
 
 def main(args: Args) -> None:
-    """Runs all seeds."""
-    task = get_task(args.task)
-    seeds: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
-        output = args.work / f"alternation-{args.task}-{seed}"
-        setup = Setup.load(
-            task,
-            str(args.models / BACKBONES[args.task]),
-            str(args.data / args.task),
-            RecordConfig(
-                policy_data=args.policy_data,
-                pooling="mean",
-                precision="bf16",
-                seed=seed,
-                warm_up=FitConfig(epochs=args.epochs, learning_rate=args.learning_rate),
-            ),
+    """Trains and compares."""
+    right: dict[str, dict[str, list[dict[str, Right]]]] = {}
+    for start in args.recordings:
+        name, seed = start.name.split("-")[0], int(start.name.rpartition("-")[2])
+        found = json.loads((start / "recording.json").read_text())["config"]
+        config = RecordConfig(**{setting: found[setting] for setting in OF_PARTITION})
+        task = get_task(open_split(start, "dev").header.task)
+        setup = Setup.load(task, str(args.models / SETS[name][1]), str(args.data / name), config)
+        of_set = right.setdefault(name, {"before": [], **{arm: [] for arm in ARMS}})
+        of_set["before"].append(measured(start, task.name))
+        for arm in ARMS:
+            work = args.work / f"alternation-{name}-{seed}"
+            done = go_on(arm, setup, start, work, args, seed)
+            of_set[arm].append(measured(done, task.name))
+        write(
+            "alternation",
+            {
+                "rounds": args.rounds,
+                "learning_rate": args.learning_rate,
+                "prices": PRICES,
+                "saved_layers": SAVED.tolist(),
+                "sets": {name: summary(of) for name, of in right.items()},
+            },
         )
-        ConsistentEETrainer(
-            Reinforce(seed=seed, weight_decay=0.01),
-            output,
-            setup=setup,
-            problem=ProblemSettings(alpha=(args.alpha,), observe=("hidden", "layer")),
-            total_timesteps=300_000,
-            alternation=AlternationConfig(rounds=args.rounds),
-            metrics=task.metrics,
-        ).train(resume=True)
-        rounds = [
-            json.loads((output / f"round-{number}" / "evaluation.json").read_text())
-            for number in range(args.rounds + 1)
-        ]
-        seeds.append({"seed": seed, "rounds": [brief(results) for results in rounds]})
-        print(seeds[-1], flush=True)
-    write(
-        f"alternation_{args.task}",
-        {
-            "task": args.task,
-            "backbone": BACKBONES[args.task],
-            "policy_data": args.policy_data,
-            "epochs": args.epochs,
-            "learning_rate": args.learning_rate,
-            "alpha": args.alpha,
-            "mean_over_seeds": [
-                mean([seed["rounds"][number] for seed in seeds])
-                for number in range(args.rounds + 1)
-            ],
-            "seeds": seeds,
+
+
+def summary(of_set: dict[str, list[dict[str, Right]]]) -> dict[str, Any]:
+    """Accuracy before and after, and what the policy's exits add, with 95 % intervals."""
+    policies = list(of_set["before"][0])
+    rows = {
+        arm: {policy: np.array([seed[policy] for seed in seeds]) for policy in policies}
+        for arm, seeds in of_set.items()
+    }
+    return {
+        "seeds": len(of_set["before"]),
+        "rows": rows["before"]["full depth"].shape[2],
+        "accuracy": {
+            arm: {policy: of.mean(axis=(1, 2)).round(4).tolist() for policy, of in found.items()}
+            for arm, found in rows.items()
         },
-    )
-
-
-def brief(results: dict[str, Any]) -> dict[str, Any]:
-    """What is compared between rounds."""
-    chosen = {id: point["measured"][results["split"]] for id, point in results["points"].items()}
-    points = {
-        "full_depth": results["full_depth"],
-        "p_above_half": chosen["own"],
-        "one_point_lost": chosen["lost-1"],
-        "hindsight": results["hindsight"],
-    }
-    return {
-        name: {
-            **point["metrics"],
-            "accuracy": point["accuracy"],
-            "saved_layers": point["saved_layers"],
-            "return": point["mean_return"],
-        }
-        for name, point in points.items()
-    }
-
-
-def mean(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over seeds."""
-    return {
-        name: {
-            key: [
-                float(np.mean([r[name][key] for r in rounds])),
-                float(np.std([r[name][key] for r in rounds], ddof=1)) if len(rounds) > 1 else 0.0,
-            ]
-            for key in rounds[0][name]
-        }
-        for name in rounds[0]
+        "differences": {
+            f"{arm} over {other}": {
+                policy: interval((rows[arm][policy] - rows[other][policy]).mean(axis=(0, 1)))
+                for policy in policies
+            }
+            for arm, other in (("policy", "before"), ("warm-up", "before"), ("policy", "warm-up"))
+        },
     }
 
 
