@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cee_gym.agents.expected_return import ExpectedReturn
     from cee_gym.agents.learning_to_exit import LearningToExit
     from cee_gym.agents.longstaff_schwartz import LongstaffSchwartz
+    from cee_gym.agents.policy_improvement import PolicyImprovement
     from cee_gym.agents.ppo import PPO
     from cee_gym.agents.presets import Preset
     from cee_gym.agents.registry import make_agent, register_agent
@@ -29,6 +30,7 @@ _WHERE = {
     "ExpectedReturn": "expected_return",
     "LearningToExit": "learning_to_exit",
     "LongstaffSchwartz": "longstaff_schwartz",
+    "PolicyImprovement": "policy_improvement",
     "Preset": "presets",
     "Reinforce": "reinforce",
     "RuleAgent": "rule",
@@ -46,6 +48,7 @@ __all__ = [
     "ExpectedReturn",
     "LearningToExit",
     "LongstaffSchwartz",
+    "PolicyImprovement",
     "Preset",
     "Reinforce",
     "RuleAgent",

@@ -18,6 +18,7 @@ AGENTS: Registry["type[Agent]"] = Registry(
         "ppo": "cee_gym.agents.ppo:PPO",
         "expected-return": "cee_gym.agents.expected_return:ExpectedReturn",
         "constrained": "cee_gym.agents.constrained:Constrained",
+        "policy-improvement": "cee_gym.agents.policy_improvement:PolicyImprovement",
         "longstaff-schwartz": "cee_gym.agents.longstaff_schwartz:LongstaffSchwartz",
         "learning-to-exit": "cee_gym.agents.learning_to_exit:LearningToExit",
         "cat": "cee_gym.agents.cat:CAT",

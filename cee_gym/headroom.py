@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
 from cee_gym.problem import Problem, shared_problem
-from cee_gym.returns import first_exit
+from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import regress_backwards
 from cee_gym.traces.recordings import open_split, recorded_splits
 
@@ -211,36 +211,6 @@ def headroom_of(problem: Problem, alpha: float | None = None) -> Headroom:
         open_split(recording, "train"), reward, tuple(problem.layout), problem.alpha
     )
     return headroom(problem, train, alpha=alpha)
-
-
-def best_threshold(scores: Floats, rewards: Floats) -> float:
-    """The threshold above which to leave that earns most, of all there are.
-
-    As it rises past the highest score of an instance so far, that goes on from there, and its
-    return changes by the step to the next reward: one sum over the sorted scores tells all.
-
-    Args:
-        scores: `[N, L]`.
-        rewards: of leaving at each layer, `[N, L]`.
-
-    >>> best_threshold(np.array([[0.6, 0.9], [0.8, 0.9]]), np.array([[0.0, 1.0], [1.0, 0.0]]))
-    0.7
-    """
-    highest = np.maximum.accumulate(scores[:, :-1], axis=1).astype(np.float64).ravel()
-    if not highest.size:
-        return 0.0
-    order = highest.argsort()
-    highest, steps = highest[order], np.diff(rewards, axis=1).ravel()[order]
-    returns = np.concatenate([[0.0], steps.cumsum()])
-    # A threshold lies between scores that differ, below all of them, or above.
-    differ = np.flatnonzero(np.diff(highest)) + 1
-    places = np.concatenate([[0], differ, [len(highest)]])
-    best = int(places[returns[places].argmax()])
-    if best == 0:
-        return float(highest[0]) - 1
-    if best == len(highest):
-        return float(highest[-1])
-    return float(highest[best - 1] + highest[best]) / 2
 
 
 def _parts(rows: int, others: int | None) -> Iterator[tuple[Any, Any]]:

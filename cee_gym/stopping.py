@@ -1,13 +1,19 @@
-"""Optimal stopping by regression backwards (Longstaff and Schwartz 2001), in numpy.
+"""Optimal stopping by regression, in numpy: backwards over the layers, or once from a threshold.
 
-With the policy from layer t+1 on known, the reward it realises for each instance is known too, so
-at layer t
+Backwards (Longstaff and Schwartz 2001): with the policy from layer t+1 on known, the reward it
+realises for each instance is known too, so at layer t
 
     y_i = R_it - R_i,tau(i)      tau(i): where the policy from t+1 on leaves instance i
 
 is regressed on the state, and the policy leaves where the prediction is positive. The label is
 unknown when the policy decides, so the reward of leaving now has to be predicted as well, and the
 difference is: L-1 ridge regressions, no step size, no sampling.
+
+From a threshold: tau is where the best threshold on the confidence would next leave, and one ridge
+regression serves all layers. The policy that leaves where the prediction is positive is one step
+of policy iteration (Howard 1960; rollout, Bertsekas 2013) from that threshold: with the exact
+advantage it is at least as good, and a regression over all layers at once has few weights to get
+wrong.
 """
 
 from typing import NamedTuple
@@ -15,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cee_gym.returns import first_exit
+from cee_gym.returns import best_threshold, first_exit
 
 Floats = npt.NDArray[np.floating]
 PENALTIES = np.logspace(-1, 5, 13)
@@ -98,6 +104,44 @@ def regress_backwards(
             predicted[own] = x[own] @ fitted.weight + fitted.bias
         exits[predicted > 0] = layer + 1
     return Stopping(weight, bias, exits)
+
+
+def improve_on_threshold(
+    states: Floats, scores: Floats, rewards: Floats
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Learns where leaving is better than what the best threshold on a score does from there on.
+
+    All layers share the weights; each has its own bias.
+
+    Args:
+        states: of N instances at P prices, `[P, N, L, D]`.
+        scores: what the threshold is on, `[N, L]`.
+        rewards: of leaving at each layer, `[P, N, L]`; each price has its own threshold.
+
+    Returns:
+        Weights float64 `[L, D]` and biases `[L]` of the advantage of leaving in units of its
+        deviation; at the last layer, which is left anyway, 0 and 1.
+    """
+    num_prices, num_instances, num_layers, width = states.shape
+    scores = scores.astype(np.float64)  # as thresholds are
+    advantage = np.empty((num_prices, num_instances, num_layers - 1))
+    for price, of in enumerate(rewards):
+        leave = scores > best_threshold(scores, of)
+        following = np.full(num_instances, num_layers - 1)
+        for layer in range(num_layers - 2, -1, -1):
+            advantage[price, :, layer] = of[:, layer] - of[np.arange(num_instances), following]
+            following = np.where(leave[:, layer], layer, following)
+    x = states[:, :, :-1].astype(np.float64).reshape(-1, width)
+    mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
+    own = np.tile(np.eye(num_layers - 1)[:, 1:], (num_prices * num_instances, 1))
+    y = advantage.ravel()
+    fitted = ridge_by_leaving_one_out(np.hstack([(x - mean) / deviation, own]), y)
+    unit = y.std() + 1e-12
+    weight, bias = np.zeros((num_layers, width)), np.ones(num_layers)
+    weight[:-1] = fitted.weight[:width] / deviation / unit
+    bias[:-1] = fitted.bias / unit - weight[0] @ mean
+    bias[1:-1] += fitted.weight[width:] / unit
+    return weight, bias
 
 
 def ridge(x: Floats, y: Floats, penalty: float) -> Regression:

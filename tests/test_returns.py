@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cee_gym.returns import exit_distribution, expected_return, first_exit, hindsight_return
+from cee_gym.returns import (
+    best_threshold,
+    exit_distribution,
+    expected_return,
+    first_exit,
+    hindsight_return,
+)
 
 Floats = npt.NDArray[np.float64]
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 7))
@@ -114,3 +120,16 @@ def test_first_exit_is_the_first_layer_that_says_so(leave: npt.NDArray[np.bool_]
     depth = leave.shape[1]
     expected = [row.index(True) + 1 if True in row else depth for row in leave.tolist()]
     assert first_exit(leave).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_threshold_is_best_of_all(seed) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(5, size=(30, 4)) / 4  # with many that are equal
+    rewards = rng.normal(size=(30, 4)) - 0.3 * rng.integers(-3, 4) * np.arange(4)
+
+    def earned(threshold: float) -> float:
+        return float(rewards[np.arange(30), first_exit(scores > threshold) - 1].mean())
+
+    best = max(map(earned, (-1, 0.1, 0.3, 0.6, 0.9, 1)))
+    assert earned(best_threshold(scores, rewards)) == pytest.approx(best)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
-from cee_gym.stopping import PENALTIES, regress_backwards, ridge, ridge_by_leaving_one_out
+from cee_gym.problem import open_problem
+from cee_gym.returns import best_threshold, first_exit
+from cee_gym.stopping import (
+    PENALTIES,
+    improve_on_threshold,
+    regress_backwards,
+    ridge,
+    ridge_by_leaving_one_out,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +68,85 @@ def test_who_judges_himself_gains_from_noise() -> None:
 
     assert earned(1) > 0.2
     assert abs(earned(5)) < 0.15
+
+
+def by_steps(scores: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """What leaving at each layer earns over what the best threshold earns from the next one on."""
+    leave = scores > best_threshold(scores, rewards)
+    advantage = np.zeros((len(scores), scores.shape[1] - 1))
+    for row, layer in np.ndindex(advantage.shape):
+        later = layer + first_exit(leave[row : row + 1, layer + 1 :])[0]
+        advantage[row, layer] = rewards[row, layer] - rewards[row, later]
+    return advantage
+
+
+@pytest.mark.parametrize("num_prices", [1, 3])
+def test_improving_on_a_threshold_is_one_regression_over_all_layers(num_prices) -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(3, 2, size=(num_prices, 200, 4, 5))
+    scores = rng.random((200, 4)).astype(np.float32)
+    rewards = rng.random((200, 4)) - rng.random(num_prices)[:, None, None] * np.arange(4)
+    weight, bias = improve_on_threshold(states, scores, rewards)
+    y = np.stack([by_steps(scores.astype(float), of) for of in rewards])
+    x = states[:, :, :-1]
+    layer = np.broadcast_to(np.eye(3)[:, 1:], (*x.shape[:3], 2))
+    scaled = (x - x.mean(axis=(0, 1, 2))) / x.std(axis=(0, 1, 2))
+    theirs = RidgeCV(alphas=PENALTIES).fit(
+        np.concatenate([scaled, layer], axis=-1).reshape(-1, 7), y.ravel()
+    )
+    predicted = theirs.predict(np.concatenate([scaled, layer], axis=-1).reshape(-1, 7))
+    ours = np.einsum("pnld,ld->pnl", states, weight)[:, :, :-1] + bias[:-1]
+    np.testing.assert_allclose(ours.ravel(), predicted / y.std(), rtol=1e-4, atol=1e-5)
+    assert bias[-1] > 0  # the last exit is forced
+    assert not weight[-1].any()
+
+
+def test_improving_gains_what_the_threshold_does_not_see() -> None:
+    """Confidence misleads where a second feature says so: a threshold cannot tell, the step can."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((4000, 3))
+    misleads = rng.random((4000, 1)) < 0.5
+    right = np.where(misleads, 1 - scores, scores)
+    right[:, -1] = 0.7
+    rewards = (rng.random((4000, 3)) < right) - 0.01 * np.arange(3)
+    seen = np.stack([scores, np.broadcast_to(misleads, scores.shape), scores * misleads], axis=-1)
+    train, other = slice(0, 2000), slice(2000, None)
+    weight, bias = improve_on_threshold(seen[None, train], scores[train], rewards[None, train])
+    learned = first_exit(np.einsum("nld,ld->nl", seen[other], weight) + bias > 0)
+    rule = first_exit(scores[other] > best_threshold(scores[train], rewards[train]))
+    rows = np.arange(2000)
+    gain = rewards[other][rows, learned - 1] - rewards[other][rows, rule - 1]
+    assert gain.mean() > 5 * gain.std() / 2000**0.5
+
+
+def test_with_nothing_to_gain_it_is_no_worse_than_the_threshold() -> None:
+    """Confidence is the probability of being right, so a threshold is about the optimum."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((6000, 4))
+    rewards = (rng.random((6000, 4)) < scores) - 0.05 * np.arange(4)
+    seen = np.stack([scores, rng.normal(size=scores.shape)], axis=-1)
+    weight, bias = improve_on_threshold(seen[None, :1000], scores[:1000], rewards[None, :1000])
+    learned = first_exit(np.einsum("nld,ld->nl", seen[1000:], weight) + bias > 0)
+    rule = first_exit(scores[1000:] > best_threshold(scores[:1000], rewards[:1000]))
+    rows = np.arange(5000)
+    gain = rewards[1000:][rows, learned - 1] - rewards[1000:][rows, rule - 1]
+    assert gain.mean() > -2 * gain.std() / 5000**0.5
+
+
+def test_cross_fitted_on_sst2_the_step_earns_more_than_the_threshold() -> None:
+    """On the rows recorded for learning, so that dev stays what it is for."""
+    parts = ("confidence", "margin", "agreement", "previous")
+    problem = open_problem("EarlyExit-BERT-SST-2", observe=parts)
+    states, rewards = np.array(problem.observe()), problem.rewards(problem.alpha[0])
+    scores = problem.trace.confidence.astype(np.float64)
+    rows = np.arange(len(problem))
+    gain = np.empty(len(problem))
+    for own in np.array_split(np.random.default_rng(0).permutation(rows), 5):
+        others = np.delete(rows, own)
+        weight, bias = improve_on_threshold(
+            states[None, others], scores[others], rewards[None, others]
+        )
+        learned = first_exit(np.einsum("nld,ld->nl", states[own], weight) + bias > 0)
+        rule = first_exit(scores[own] > best_threshold(scores[others], rewards[others]))
+        gain[own] = rewards[own, learned - 1] - rewards[own, rule - 1]
+    assert gain.mean() > gain.std() / len(gain) ** 0.5

@@ -29,7 +29,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "sb3:ppo": {"num_envs": 4, "n_steps": 64, "batch_size": 64, "n_epochs": 4},
 }
 BY_STEPS = ("reinforce", "ppo", "sb3:ppo")
-BY_TABLES = ("expected-return", "constrained", "longstaff-schwartz", "learning-to-exit", "cat")
+BY_TABLES = (
+    "expected-return",
+    "constrained",
+    "longstaff-schwartz",
+    "policy-improvement",
+    "learning-to-exit",
+    "cat",
+)
 SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 
 

@@ -62,9 +62,9 @@ def test_whatever_is_in_the_ranges_is_allowed(agent) -> None:
 
 def test_agents_that_have_something_to_search_say_so() -> None:
     assert set(RANGES) == set(PRESETS)
-    # A random rule is a baseline, and longstaff-schwartz has no step size.
+    # A random rule is a baseline, and regressions have no step size.
     nothing = {agent for agent in ALL if not hyperparameter_ranges(agent)}
-    assert nothing == {"random", "longstaff-schwartz"}
+    assert nothing == {"random", "longstaff-schwartz", "policy-improvement"}
 
 
 def test_families_are_of_known_tasks() -> None:
