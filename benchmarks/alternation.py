@@ -7,7 +7,7 @@ Each recording, named SET-ours-SEED as `strong_exits.py` makes them, is gone on 
 each for the same number of epochs at the same rate: `policy` trains the backbone on the
 cross-entropy at the exits its policy takes (ConsistentEE), at prices drawn from a range, and learns
 the policy again after each round; `warm-up` goes on with the objective the exits were made with.
-Policies are Longstaff-Schwartz over the range. Operating points are chosen on calibration, and
+Policies are `policy-improvement` over the range. Operating points are chosen on calibration, and
 accuracy is compared on dev at 20 to 80 % saved layers, row by row. It goes on where it was stopped.
 """
 
@@ -39,7 +39,7 @@ from cee_gym.training.phases import RECIPE, backbone_phase, problem_env, record
 from cee_gym.training.setup import Setup
 
 OF_PARTITION = ("policy_data", "held_out", "calibration", "folds", "seed")
-AGENT = "longstaff-schwartz"
+AGENT = "policy-improvement"
 PRICES = (0.0, 0.03)
 ARMS: tuple["Arm", ...] = ("policy", "warm-up")
 Arm = Literal["policy", "warm-up"]

@@ -34,7 +34,7 @@ from cee_gym.traces.recordings import open_split, recorded_splits
 SAVED = np.array([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 RANGES = ((0.0, 0.01), (0.0, 0.03), (0.0, 0.1))
 PATIENCE = (2, 3, 4)
-LEARNING = ("longstaff-schwartz", "expected-return", "reinforce", "ppo")
+LEARNING = ("policy-improvement", "longstaff-schwartz", "expected-return", "reinforce", "ppo")
 LEARNED_OTHERWISE = ("learning-to-exit", "cat")
 RULES = ("confidence", "margin", "entropy", "patience", "pcee")
 DRAWS = 10_000
