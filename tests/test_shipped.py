@@ -19,27 +19,27 @@ from cee_gym.traces.recordings import (
 )
 
 RTE = "EarlyExit-BERT-RTE"
+SST2 = "EarlyExit-BERT-SST-2"
 CLAUSES = "EarlyExit-ToyBERT-Clauses"
 SHIPPED = Path(cee_gym.__file__).parent / "shipped"
 
 
-@pytest.mark.parametrize("id", [RTE, CLAUSES])
+@pytest.mark.parametrize("id", [RTE, SST2, CLAUSES])
 @pytest.mark.parametrize("split", ["train", "calibration", "dev"])
 def test_the_recordings_are_whole(id, split) -> None:
     open_split(SHIPPED / id, split).verify()
 
 
-def test_no_recorded_row_was_fitted_to_and_splits_are_disjoint() -> None:
-    fitted = set(
-        json.loads((SHIPPED / RTE / "recording.json").read_text())["fitted_to"]["deployed"]
-    )
-    ids = {s: set(open_split(SHIPPED / RTE, s).row_ids) for s in ("train", "calibration", "dev")}
+@pytest.mark.parametrize(("id", "train", "dev"), [(RTE, 2490, 277), (SST2, 10_428, 872)])
+def test_no_recorded_row_was_fitted_to_and_splits_are_disjoint(id, train, dev) -> None:
+    fitted = set(json.loads((SHIPPED / id / "recording.json").read_text())["fitted_to"]["deployed"])
+    ids = {s: set(open_split(SHIPPED / id, s).row_ids) for s in ("train", "calibration", "dev")}
     assert not ids["train"] & fitted
     assert not ids["calibration"] & fitted
     assert not ids["train"] & ids["calibration"]
     assert not ids["dev"] & (fitted | ids["train"] | ids["calibration"])
-    assert len(fitted | ids["train"] | ids["calibration"]) == 2490
-    assert len(ids["dev"]) == 277
+    assert len(fitted | ids["train"] | ids["calibration"]) == train
+    assert len(ids["dev"]) == dev
 
 
 def test_accuracy_is_what_the_results_file_says() -> None:
@@ -52,8 +52,11 @@ def test_accuracy_is_what_the_results_file_says() -> None:
 
 def test_there_is_something_to_learn() -> None:
     """One recording at least has room above the best fixed layer and the best threshold."""
-    ids = [path.name for path in SHIPPED.iterdir() if recorded_splits(path)]
-    found = [gym.make(id, split="dev").unwrapped.headroom() for id in ids]
+    found = [
+        gym.make(path.name, split="dev", alpha=0.035).unwrapped.headroom()
+        for path in SHIPPED.iterdir()
+        if recorded_splits(path)
+    ]
     assert any(
         all(gain.mean > 2 * gain.error for gain in (one.over_fixed_layer, one.over_threshold))
         for one in found
@@ -107,6 +110,6 @@ def test_the_toy_is_small() -> None:
 def test_on_clauses_what_is_learned_beats_every_threshold() -> None:
     """Under either reward: a threshold waits for what nobody can know."""
     for reward in ("paper", "correctness"):
-        found = gym.make(CLAUSES, split="dev", reward=reward).unwrapped.headroom()
+        found = gym.make(CLAUSES, split="dev", reward=reward, alpha=0.035).unwrapped.headroom()
         for gain in (found.over_fixed_layer, found.over_threshold):
             assert gain.mean > 2 * gain.error

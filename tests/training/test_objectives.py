@@ -46,7 +46,7 @@ def test_two_stages_train_the_last_exit_and_then_only_the_others(
     setup = with_config(
         setup, objective="two_stage", pooler=pooler, warm_up=DECAYING, policy_data="fitted"
     )
-    taken = snapshots(setup, tmp_path, monkeypatch)
+    taken = snapshots(setup, tmp_path / "models", monkeypatch)
     assert list(taken) == ["warm-up/deployed/last-exit", "warm-up/deployed/other-exits"]
     (start, first), (middle, second) = taken.values()
     others = {f"heads.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")}
@@ -56,7 +56,7 @@ def test_two_stages_train_the_last_exit_and_then_only_the_others(
         assert torch.equal(first[name], middle[name])
         assert torch.equal(start[name], first[name]) == (name in others), name
         assert torch.equal(middle[name], second[name]) == (name not in others), name
-    kept = load_model(tmp_path / "deployed").state_dict()
+    kept = load_model(tmp_path / "models" / "deployed").state_dict()
     assert all(torch.equal(kept[name], second[name]) for name in second)
 
 
@@ -67,7 +67,7 @@ def test_every_fold_goes_through_both_stages(setup, tmp_path, monkeypatch) -> No
         for name in ("deployed", "fold-1", "fold-2")
         for stage in ("last-exit", "other-exits")
     ]
-    assert list(snapshots(setup, tmp_path, monkeypatch)) == expected
+    assert list(snapshots(setup, tmp_path / "models", monkeypatch)) == expected
 
 
 def test_alternating_gives_the_other_exits_a_gradient_at_even_steps_only(
@@ -84,7 +84,7 @@ def test_alternating_gives_the_other_exits_a_gradient_at_even_steps_only(
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    warm_up(setup, tmp_path)
+    warm_up(setup, tmp_path / "models")
     only_last, all_exits = [False, False, True], [True, True, True]
     assert learning == [only_last, all_exits] * 5
 
@@ -122,7 +122,8 @@ def test_a_warm_up_stopped_after_any_epoch_resumes_to_the_same_end(
     for name in ("deployed", "fold-1", "fold-2"):
         a, b = (load_model(tmp_path / run / name) for run in ("whole", "stopped"))
         assert fingerprint(a) == fingerprint(b)
-    assert {path.name for path in (tmp_path / "stopped").iterdir()} == set(setup.partition.fit)
+    left = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert left == {*setup.partition.fit, "recipe.json"}
 
 
 def test_the_objectives_lead_to_different_models(setup, tmp_path) -> None:
@@ -147,10 +148,11 @@ class Curves(KVWriter):
 def test_the_curves_say_the_stage(setup, tmp_path) -> None:
     curves = Curves()
     setup = with_config(setup, objective="two_stage", policy_data="fitted")
-    warm_up(setup, tmp_path, Logger(None, [curves]))
+    warm_up(setup, tmp_path / "models", Logger(None, [curves]))
     assert curves.steps == {
-        f"warm-up/deployed/{stage}/{value}_layer_{layer:02d}": [1, 2]
+        f"warm-up/deployed/{stage}/{of}{value}_layer_{layer:02d}": [1, 2]
         for stage in ("last-exit", "other-exits")
+        for of in ("", "calibration_")
         for value in ("loss", "accuracy")
         for layer in (1, 2, 3)
     }
@@ -180,11 +182,10 @@ def test_other_exits_than_a_backbone_has_are_refused(setup, tmp_path) -> None:
     def take(**asked) -> Setup:
         return replace(setup, backbone=backbone, config=RecordConfig(policy_data="fitted", **asked))
 
-    for own in ({}, {"pooler": "per_layer", "pooling": "mean", "max_tokens": 16}):
+    for own in ({}, {"pooling": "mean", "max_tokens": 16}):
         kept = take(**own).initial_model().config
         assert (kept.pooler, kept.pooling, kept.max_tokens) == ("per_layer", "mean", 16)
     for asked, said in (
-        ({"pooler": "shared"}, "whose pooler is per_layer: leave out pooler shared"),
         ({"pooling": "first"}, "whose pooling is mean: leave out pooling first"),
         ({"max_tokens": 128}, "whose max_tokens is 16: leave out max_tokens 128"),
         ({"objective": "weighted_joint"}, "leave out objective weighted_joint"),

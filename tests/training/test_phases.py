@@ -33,14 +33,16 @@ def test_the_backbone_descends_the_loss_where_the_policy_leaves(
     setup: Setup, monkeypatch, tmp_path, backbone_loss
 ) -> None:
     taken = {}
-    monkeypatch.setattr(
-        phases,
-        "_train_one",
-        lambda _s, _t, _l, stages, *_, **__: taken.update(o=stages[0].objective),
-    )
+
+    def take(_setup, _target, _load, stages, *_, **__):
+        taken.update(o=stages[0].objective)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "_train_one", take)
     agent = an_agent()
     config = AlternationConfig(rounds=1, backbone_loss=backbone_loss)
-    phases.backbone_phase(setup, tmp_path, tmp_path, agent, PROBLEM, config, 1)
+    with pytest.raises(KeyboardInterrupt):
+        phases.backbone_phase(setup, tmp_path, tmp_path / "models", agent, PROBLEM, config, 1)
     generator = torch.Generator().manual_seed(0)
     output = MultiExitOutput(
         states=torch.randn(6, 3, 16, generator=generator),

@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
                 "_train_one",
                 lambda s, target, *a, **k: (
                     stop()
-                    if target.parts[-3:] == ("round-1", "models", "fold-1")
+                    if target.parts[-3:] == ("round-1", "models.training", "fold-1")
                     else train_one(s, target, *a, **k)
                 ),
             )
@@ -296,7 +296,8 @@ def test_memorized_layers_computed_once_are_those_of_the_first_recording(setup, 
     trainer(setup, run, rounds=1, memorized_layer="once").train()
     first = memorized_layer(open_split(run / "round-0" / "recording", "train").correct)
     recording = run / "round-1" / "recording"
-    env = phases.problem_env(recording, ProblemSettings(), memorized_layers=first)
+    settings = ProblemSettings(reward="paper")
+    env = phases.problem_env(recording, settings, memorized_layers=first)
     layers = np.arange(1, env.num_layers + 1)
     expected = (1 - first / env.num_layers)[:, None] * layers
     np.testing.assert_allclose(env.problem.price, expected, rtol=1e-6)
@@ -342,9 +343,12 @@ def test_the_cross_fitted_trace_is_what_each_fold_gives_on_its_rows(setup, tmp_p
 def test_a_multi_exit_backbone_keeps_its_heads(setup, tmp_path) -> None:
     warm_up(setup, tmp_path / "models")
     backbone = str(tmp_path / "models" / "deployed")
-    with pytest.raises(CeeGymError, match=r"warm_up .* is for an encoder without exits"):
+    with pytest.raises(CeeGymError, match="keeps the exits it has: leave out recipe paper"):
         replace(setup, backbone=backbone)
-    again = replace(setup, backbone=backbone, config=replace(setup.config, warm_up=FitConfig()))
+    config = replace(setup.config, recipe=None)
+    with pytest.raises(CeeGymError, match=r"warm_up .* is for an encoder without exits"):
+        replace(setup, backbone=backbone, config=config)
+    again = replace(setup, backbone=backbone, config=replace(config, warm_up=FitConfig()))
     warm_up(again, tmp_path / "copies")
     first, second = (
         MultiExitModel.from_pretrained(tmp_path / d / "deployed") for d in ("models", "copies")

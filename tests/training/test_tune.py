@@ -71,7 +71,7 @@ def test_the_value_is_the_return_on_calibration_at_one_half(search, monkeypatch)
     problem = search.environments["calibration"].problem
     leave = policy.exit_probabilities(problem.observe()) > 0.5
     leave[:, -1] = True
-    returns = [problem.rewards(0.035)[i, row.argmax()] for i, row in enumerate(leave)]
+    returns = [problem.rewards(0.01)[i, row.argmax()] for i, row in enumerate(leave)]
     assert value == pytest.approx(np.mean(returns))
 
 
@@ -81,7 +81,7 @@ def test_the_value_of_a_rule_is_its_return_at_its_own_threshold(search) -> None:
     for threshold in (0.4, 0.8):
         leave = problem.trace.confidence > np.float32(threshold)
         leave[:, -1] = True
-        returns = [problem.rewards(0.035)[i, row.argmax()] for i, row in enumerate(leave)]
+        returns = [problem.rewards(0.01)[i, row.argmax()] for i, row in enumerate(leave)]
         assert search.value({"threshold": threshold}) == pytest.approx(np.mean(returns))
 
 
