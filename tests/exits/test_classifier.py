@@ -218,7 +218,43 @@ def test_double_precision_goes_all_the_way(model: MultiExitModel, inputs: Inputs
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooler", ["shared", "per_layer"])
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_scaled_states_are_factor_and_offset_of_each_layer(
+    backbone_config: PreTrainedConfig, inputs: Inputs, pooling: str
+) -> None:
+    model = make_model(backbone_config, pooler="scaled", pooling=pooling)
+    plain = make_model(backbone_config, pooler="scaled", pooling=pooling)
+    plain.load_state_dict(model.state_dict())
+    for scale in plain.poolers:
+        scale.weight.fill_(1)
+        scale.bias.zero_()
+    states, read = model(**inputs).states, plain(**inputs).states
+    assert len(model.poolers) == model.num_layers
+    for layer, scale in enumerate(model.poolers):
+        expected = scale.weight * read[:, layer] + scale.bias
+        torch.testing.assert_close(states[:, layer], expected)
+
+
+@torch.no_grad()
+def test_temperatures_divide_the_logits_for_good(
+    model: MultiExitModel, inputs: Inputs, tmp_path: Path
+) -> None:
+    before = model(**inputs)
+    temperatures = torch.linspace(0.5, 3, model.num_layers)
+    model.divide_logits(temperatures)
+    after = model(**inputs)
+    torch.testing.assert_close(after.logits * temperatures[:, None], before.logits)
+    torch.testing.assert_close(after.states, before.states)
+    assert torch.equal(after.logits.argmax(2), before.logits.argmax(2))
+    model.divide_logits(torch.full((model.num_layers,), 2.0))
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    torch.testing.assert_close(torch.tensor(loaded.config.temperatures), 2 * temperatures)
+    assert_same_output(loaded(**inputs), model(**inputs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooler", ["shared", "per_layer", "scaled"])
 def test_saved_and_loaded_it_gives_the_same(
     backbone_config: PreTrainedConfig, inputs: Inputs, tmp_path: Path, pooler: str
 ) -> None:

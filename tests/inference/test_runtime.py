@@ -157,7 +157,7 @@ def many_texts(seed: int = 0, size: int = 24) -> list[Text]:
 
 @pytest.mark.parametrize(
     "exits",
-    [{"pooling": "first"}, {"pooling": "mean"}, {"pooler": "per_layer"}],
+    [{"pooling": "first"}, {"pooling": "mean"}, {"pooler": "per_layer"}, {"pooler": "scaled"}],
     ids=lambda exits: next(iter(exits.values())),
 )
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -165,6 +165,8 @@ def test_every_family_attention_and_kind_of_exit(
     family: str, attention: str, exits: dict[str, str]
 ) -> None:
     model = make_model(family, attention, **exits)
+    if exits.get("pooler") == "scaled":
+        model.divide_logits(torch.linspace(0.5, 2, model.num_layers))
     policy = learned("expected-return", make_env(model.num_layers))
     texts = many_texts()
     scores, logits = whole(model, policy, texts)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.errors import CeeGymError
@@ -70,6 +71,27 @@ def test_agents(name: str) -> None:
     hyperparameters = {"patience": 1} if name == "pcee" else {}
     policy = learned(name, make_env(2), **hyperparameters)
     assert_same("bert", "first", policy, [many_texts(seed=3)])
+
+
+def test_scaled_exits_with_temperatures(tmp_path: Path) -> None:
+    backbone = small("bert").config.backbone_config
+    config = MultiExitConfig(backbone, num_labels=NUM_LABELS, pooler="scaled")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = MultiExitModel(config)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.eval().divide_logits(torch.tensor([0.5, 3.0]))
+    export(model, tmp_path / "out")
+    policy, texts = learned("confidence", make_env(2), threshold=0.9), many_texts()
+    scores = whole(model, policy, texts)[0]
+    policy = policy.at(threshold=clear_threshold(scores))
+    inputs = padded(model, texts)
+    expected = EarlyExitRuntime(model, policy)(inputs)
+    found = OnnxRuntime(tmp_path / "out", policy)(inputs)
+    assert set(found.exit_layer) == {1, 2}
+    np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_path_shows(tmp_path: Path) -> None:
