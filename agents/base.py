@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +17,9 @@ from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout
 from cee_gym.policies.base import ExitPolicy, check_layout
 from cee_gym.policies.score import Score
+from cee_gym.policies.speeds import NEVER
 from cee_gym.problem import Problem
+from cee_gym.returns import best_threshold
 from cee_gym.settings import Range, check_settings, search_ranges, settings_of
 
 if TYPE_CHECKING:
@@ -125,6 +128,17 @@ class Agent(ABC):
             model=self._model,
             learned_by=self.name,
         )
+
+    def hand_over_at_best(self, score: Score, problem: Problem) -> None:
+        """Makes a score the policy, at the threshold of highest mean return on a problem.
+
+        Where alpha is a range, at the price in the middle of it.
+        """
+        self.hand_over(score)
+        values = self.policy.scores_on(problem).astype(np.float64)
+        threshold = best_threshold(values, problem.rewards(sum(problem.alpha) / 2))
+        never = threshold >= values[:, :-1].max(initial=-1)
+        self.hand_over(score, NEVER if never else threshold)
 
     def hyperparameters(self) -> dict[str, Any]:
         """What to construct the agent with, JSON-able."""

@@ -6,8 +6,8 @@ disagreeing instances weigh the same at every layer however rare they are:
 
     loss = sum_t 1/2 (mean_{i agrees at t} -log s_it + mean_{i disagrees at t} -log(1 - s_it))
 
-So the score s ranks states and is no probability, and 1/2 is only a place to start from: the paper
-leaves above the threshold that conformal calibration finds,
+So the score s ranks states and is no probability. It leaves above the threshold of highest mean
+return on what it learned from; the paper, above the one that conformal calibration finds,
 `cee_gym.evaluation.guarantee.conformal_threshold` on the scores of the calibration split.
 """
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class CAT(NetworkAgent):
     """Predicts agreement with the last layer; learns in recorded environments only.
 
-    It takes nothing from the environment's reward. Its networks read the observation of the present
-    layer: observe `probs`, `confidence` or `entropy` beside `hidden`, as the paper does. (The
-    paper's also read what probability the layers before gave to the same class.)
+    It takes nothing from the environment's reward but its threshold. Its networks read the
+    observation of the present layer. (The paper's read hidden states, probabilities, and what
+    probability the layers before gave to the same class.)
 
     Args:
         hidden_width: units of the hidden layer of each network, 0 for none.
@@ -99,6 +99,7 @@ class CAT(NetworkAgent):
         curves.close()
         self.timesteps = curves.timesteps
         self.hand_over_network()
+        self.hand_over_at_best(self.policy.score, problem)
         return self
 
 

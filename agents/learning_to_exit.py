@@ -37,11 +37,11 @@ class LearningToExit(Agent):
     """Leaves where the exit is predicted to be right; learns in recorded environments only.
 
     Args:
-        threshold: on the prediction, 0 to 1.
+        threshold: on the prediction, 0 to 1; by default the one of highest mean return.
         weight_decay: on the squared weights of the standardised hidden state.
     """
 
-    threshold: float = number(0.5, 0, 1, search=Range(0.0, 1.0))
+    threshold: float | None = number(None, 0, 1)
     weight_decay: float = number(1e-3, 0, search=Range(1e-5, 1.0, log=True))
 
     def presets(self) -> Mapping[str, Preset]:
@@ -75,7 +75,11 @@ class LearningToExit(Agent):
             problem.correct.astype(np.float32).ravel(),
             self.weight_decay,
         )
-        self.hand_over(LinearScore(weight, bias), self.threshold)
+        score = LinearScore(weight, bias)
+        if self.threshold is None:
+            self.hand_over_at_best(score, problem)
+        else:
+            self.hand_over(score, self.threshold)
         return self
 
     def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,6 @@ was compared with Longstaff-Schwartz, which has weights for each layer, by cross
 policy's rows of MRPC, M-CID, SST-2 and RTE (`benchmarks/studies/sharing_layers.py`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +15,6 @@ import torch
 
 from cee_gym.agents.access import AnyEnv, needs_problem
 from cee_gym.agents.network_agent import NetworkAgent
-from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.errors import CeeGymError
 from cee_gym.stopping import improve_on_threshold
@@ -38,11 +36,6 @@ class PolicyImprovement(NetworkAgent):
     leaving now, in units of that advantage's deviation. Where alpha is a range, it learns from
     five prices all over it at once.
     """
-
-    def presets(self) -> Mapping[str, Preset]:
-        """It observes the path."""
-        parts = ("layer", "confidence", "margin", "agreement", "previous")
-        return {"default": Preset(observe=parts)}
 
     def learn(
         self,

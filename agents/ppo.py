@@ -45,7 +45,7 @@ from torch.nn.functional import logsigmoid, softplus
 from cee_gym.agents.access import AnyEnv, VectorEnv
 from cee_gym.agents.curves import Curves
 from cee_gym.agents.network_agent import MOST_WIDTH, STARTS, NetworkAgent
-from cee_gym.agents.presets import FEW, Preset
+from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.envs import CONTINUE, EXIT, EarlyExitEnv, EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError
@@ -167,7 +167,7 @@ class PPO(NetworkAgent):
 
     def presets(self) -> Mapping[str, Preset]:
         """Without weight decay, it reads only a few numbers."""
-        return {"default": Preset(observe=FEW, hyperparameters={"start": "confidence"})}
+        return {"default": Preset(hyperparameters={"start": "confidence"})}
 
     def learn(
         self,

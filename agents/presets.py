@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+# What all learn from, unless what they are reads something else. Hundreds of hidden features say
+# more than thousands of texts can bear out (`benchmarks/studies/default_reward.py`).
+OBSERVE = ("layer", "confidence", "margin", "agreement", "previous")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -21,7 +25,7 @@ class Preset:
         hyperparameters: of the agent, where they are not its own defaults.
     """
 
-    observe: tuple[str, ...] = ("hidden", "layer", "confidence")
+    observe: tuple[str, ...] = OBSERVE
     total_timesteps: int = 300_000
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -38,9 +42,8 @@ class Preset:
         return replace(self, observe=parts, hyperparameters=kept)
 
 
-FEW = ("layer", "confidence", "entropy")
-# Hundreds of hidden features say more than a thousand texts can bear out. Where a policy is the
-# confidence rule plus a learned part, AdamW's decay bounds that part's weights by its inverse.
+# Where a policy is the confidence rule plus a learned part, AdamW's decay bounds that part's
+# weights by its inverse.
 FROM_RULE = {"start": "confidence", "weight_decay": 10.0}
 LARGE_BATCHES = {"batch_size": 128, "learning_rate": 1e-3}
 MANY_ROWS = {"start": "confidence", "weight_decay": 0.3, **LARGE_BATCHES}

@@ -1,6 +1,7 @@
 """The agents, by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cee_gym.errors import CeeGymError, did_you_mean
@@ -10,6 +11,7 @@ from cee_gym.settings import Range
 if TYPE_CHECKING:
     from cee_gym.agents.base import Agent
     from cee_gym.agents.presets import Preset
+    from cee_gym.policies.rules import Rule
 
 AGENTS: Registry["type[Agent]"] = Registry(
     "agent",
@@ -24,7 +26,7 @@ AGENTS: Registry["type[Agent]"] = Registry(
         "cat": "cee_gym.agents.cat:CAT",
     },
 )
-# The rules cee-gym brings; each is an agent too, one that learns nothing.
+# The rules cee-gym brings; each is an agent too, one that learns a number.
 RULES = (
     "confidence",
     "margin",
@@ -70,7 +72,8 @@ def make_agent(name: str, **hyperparameters: Any) -> "Agent":
     Args:
         name: on the command line. `"sb3:ppo"`, `"sb3-contrib:trpo"` and the like are the algorithms
             of Stable-Baselines3 and sb3-contrib; the name of a rule gives an agent that learns
-            nothing; `"MODULE:NAME"` imports the module of yours that defines an agent or a rule.
+            its number, where none is given; `"MODULE:NAME"` imports the module of yours that
+            defines an agent or a rule.
         **hyperparameters: those that differ from their defaults.
 
     Raises:
@@ -92,7 +95,7 @@ def hyperparameter_defaults(name: str) -> dict[str, Any]:
         CeeGymError: if there is no such agent.
 
     >>> hyperparameter_defaults("confidence")
-    {'threshold': 0.9}
+    {'threshold': None}
     """
     return _defaults(name, _find(name))
 
@@ -151,18 +154,25 @@ def _find(name: str) -> Callable[..., "Agent"]:
         import_user_module(module)
     if short in AGENTS:
         return AGENTS.get(name)
-    from cee_gym.agents.rule import RuleAgent
     from cee_gym.policies.rules import Rule
     from cee_gym.policies.score import SCORES
 
     if short in SCORES and issubclass(found := SCORES.get(name), Rule):
         rule: type[Rule] = found
-        return lambda **given: RuleAgent(rule(**given))
+        return partial(_rule_agent, rule)
     if module == "__main__":
         return AGENTS.get(name)
     names = [*agent_names(), "sb3:ALGORITHM", "sb3-contrib:ALGORITHM"]
     where = f" in {module}" if module else ""
     raise CeeGymError(f"unknown agent {short!r}{where}: {did_you_mean(short, names)}")
+
+
+def _rule_agent(rule: "type[Rule]", **given: Any) -> "Agent":
+    """The rule as an agent, which chooses what is not given, or given as None."""
+    from cee_gym.agents.rule import RuleAgent
+
+    given = {key: value for key, value in given.items() if value is not None}
+    return RuleAgent(rule(**given), [name for name in rule.chosen if name not in given])
 
 
 def _defaults(name: str, kind: Callable[..., "Agent"]) -> dict[str, Any]:

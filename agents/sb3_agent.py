@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.base import Agent
-from cee_gym.agents.presets import FEW, Preset
+from cee_gym.agents.presets import Preset
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError, first_line
@@ -46,14 +46,13 @@ from cee_gym.settings import MOST_SEED, Range, check_setting
 
 PRESETS = {
     "sb3:ppo": Preset(
-        observe=FEW,
         total_timesteps=100_000,
         hyperparameters={"n_steps": 8, "batch_size": 512},
     ),
-    "sb3:a2c": Preset(observe=FEW),
+    "sb3:a2c": Preset(),
     "sb3:dqn": Preset(),
-    "sb3-contrib:trpo": Preset(observe=FEW, total_timesteps=100_000),
-    "sb3-contrib:qrdqn": Preset(observe=FEW, total_timesteps=100_000),
+    "sb3-contrib:trpo": Preset(total_timesteps=100_000),
+    "sb3-contrib:qrdqn": Preset(total_timesteps=100_000),
 }
 _RATE = {"learning_rate": Range(1e-5, 1e-2, log=True)}
 RANGES: dict[str, dict[str, Range | list[Any]]] = {

@@ -32,7 +32,7 @@ class Range(NamedTuple):
 
 
 def number(
-    default: float,
+    default: float | None,
     least: float = -math.inf,
     most: float = math.inf,
     *,
@@ -41,7 +41,7 @@ def number(
     """A number from `least` to `most`, both included.
 
     Args:
-        default: where none is given.
+        default: where none is given; None where what learns chooses the number.
         least: the lowest that is allowed.
         most: the highest that is allowed.
         search: what `cee-gym tune` tries: a range, or a list of values; None for nothing.
@@ -66,6 +66,8 @@ def check_settings(settings: Any, prefix: str = "") -> None:
     """
     for setting in fields(settings):
         value, name = getattr(settings, setting.name), prefix + setting.name
+        if value is None and setting.default is None:
+            continue
         if "range" in setting.metadata:
             whole = isinstance(setting.default, int)
             check_setting(name, value, *setting.metadata["range"], whole=whole)

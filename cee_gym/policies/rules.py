@@ -1,4 +1,4 @@
-"""The rules of the literature: policies with nothing to learn but their threshold.
+"""The rules of the literature: policies with nothing to learn but a number, their threshold.
 
 | rule | leaves at the first layer where | source |
 |---|---|---|
@@ -25,8 +25,8 @@ A module of your own adds one, which `--agent MODULE:NAME` then trains, evaluate
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -50,7 +50,14 @@ class Observed(Protocol):
 
 @dataclass(kw_only=True)
 class Rule(Score):
-    """What all rules share: a dataclass of their settings, one of which gives the threshold."""
+    """What all rules share: a dataclass of their settings, one of which gives the threshold.
+
+    Attributes:
+        chosen: the settings that an agent chooses by the mean return, where they are not given:
+            first the one that the threshold on the score stands for, then those of `to_try`.
+    """
+
+    chosen: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -72,6 +79,10 @@ class Rule(Score):
         """
         self.check_observe(observed.layout)
         return ExitPolicy(self, dict(observed.layout), float(self.least))
+
+    def to_try(self, num_layers: int) -> "list[Self]":
+        """The rule with each value of the other settings to choose."""
+        return [self]
 
     def settings(self) -> dict[str, Any]:
         """The arguments of the rule."""
@@ -182,6 +193,7 @@ class Patience(Rule):
     """
 
     patience: int = number(3, 1, MOST_LAYERS, search=Range(1, 6))
+    chosen = ("patience",)
     reads = ("probs",)
     has_memory = True
 
@@ -220,8 +232,13 @@ class PCEE(Rule):
 
     threshold: float = number(0.3, 0, 1, search=Range(0.0, 1.0))
     patience: int = number(2, 1, MOST_LAYERS, search=Range(1, 6))
+    chosen = ("threshold", "patience")
     reads = ("entropy",)
     has_memory = True
+
+    def to_try(self, num_layers: int) -> list[Self]:
+        """Every patience that can be had before the last layer."""
+        return [replace(self, patience=patience) for patience in range(1, max(2, num_layers))]
 
     @property
     def least(self) -> float:
@@ -283,6 +300,7 @@ class FixedLayer(Rule):
     """
 
     layer: int = number(1, 1, MOST_LAYERS, search=Range(1, 12))
+    chosen = ("layer",)
     reads = ("layer",)
 
     @property
@@ -312,6 +330,7 @@ class RandomExit(Rule):
 
     probability: float = number(0.5, 0, 1)
     seed: int = number(0, 0, MOST_SEED)
+    chosen = ()
     reads = ("layer",)
 
     def __post_init__(self) -> None:

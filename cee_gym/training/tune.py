@@ -80,7 +80,7 @@ class Search:
         known = hyperparameter_ranges(self.agent)
         ranges = {key: values for key, values in known.items() if key not in self.fixed}
         if not ranges:
-            why = f"all of {', '.join(known)} are set" if known else "it has no ranges"
+            why = f"all of {', '.join(known)} are set" if known else "learning chooses all it has"
             raise CeeGymError(f"there is nothing to search for {self.agent}: {why}")
         return ranges
 

@@ -5,6 +5,7 @@ import pytest
 from cee_gym.agents import Preset, make_agent
 from cee_gym.agents.presets import FAMILIES
 from cee_gym.agents.registry import (
+    RULES,
     agent_names,
     hyperparameter_defaults,
     hyperparameter_ranges,
@@ -62,9 +63,9 @@ def test_whatever_is_in_the_ranges_is_allowed(agent) -> None:
 
 def test_agents_that_have_something_to_search_say_so() -> None:
     assert set(RANGES) == set(PRESETS)
-    # A random rule is a baseline, and regressions have no step size.
+    # Rules choose their number in learning, and regressions have no step size.
     nothing = {agent for agent in ALL if not hyperparameter_ranges(agent)}
-    assert nothing == {"random", "longstaff-schwartz", "policy-improvement"}
+    assert nothing == {*RULES, "longstaff-schwartz", "policy-improvement"}
 
 
 def test_families_are_of_known_tasks() -> None:

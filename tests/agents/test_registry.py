@@ -74,7 +74,9 @@ import numpy as np
 for name, setting in (("ratio", {"threshold": 0.25}), ("patient", {"bonus": 0.5})):
     full = f"mine:{name}"
     agent = make_agent(full, **setting)
-    assert set(setting) <= set(hyperparameter_ranges(full))
+    # A rule chooses its threshold in learning, where none is given.
+    assert ("bonus" in hyperparameter_ranges(full)) == (name == "patient")
+    assert "threshold" not in hyperparameter_ranges(full)
     preset = preset_for(full, "rte")
     assert preset.observe == {"ratio": ("probs",), "patient": ("layer", "lead")}[name]
     env = EarlyExitEnv(trace="trace", observe=preset.observe)
@@ -152,8 +154,9 @@ def test_a_rule_an_algorithm_and_an_agent_are_made_by_name() -> None:
     assert full_agent_name("sb3:ppo") == "sb3:ppo"
 
 
-def test_a_rule_searches_its_settings_and_observes_what_it_reads() -> None:
-    assert list(hyperparameter_ranges("pcee")) == ["threshold", "patience"]
+def test_a_rule_has_nothing_to_search_and_observes_what_it_reads() -> None:
+    assert hyperparameter_ranges("pcee") == {}
+    assert hyperparameter_defaults("pcee") == {"threshold": None, "patience": None}
     assert preset_for("pcee", "sst2") == Preset(observe=("entropy",))
 
 

@@ -146,7 +146,7 @@ def test_a_killed_search_goes_on(search) -> None:
 def test_another_search_in_the_same_place_is_refused(search, tmp_path) -> None:
     go(search, 1)
     for other, what in (
-        (replace(search, agent="confidence"), "agent"),
+        (replace(search, agent="reinforce"), "agent"),
         (replace(search, problem=ProblemSettings(alpha=(0.1,))), "problem"),
         (replace(search, recording=write_recording(tmp_path / "other", n=30)), "traces"),
         (replace(search, fixed={"hidden_width": 0}), "start, ranges"),
