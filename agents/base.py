@@ -1,7 +1,7 @@
 """What learns exit policies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -50,9 +50,9 @@ class Agent(ABC):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def presets(self) -> Mapping[str, Preset]:
-        """What it starts from, by family of tasks; see `cee_gym.agents.presets`."""
-        return {"default": Preset()}
+    def preset(self) -> Preset:
+        """What it starts from; see `cee_gym.agents.presets`."""
+        return Preset()
 
     @abstractmethod
     def learn(

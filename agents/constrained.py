@@ -18,7 +18,6 @@ without it a policy runs into a corner at the first swing of the multiplier, whe
 zero, and stays there.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,6 @@ import torch
 
 from cee_gym.agents.expected_return import ExpectedReturn
 from cee_gym.agents.network_agent import Step
-from cee_gym.agents.presets import FROM_RULE, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.networks import log_exit_distribution
@@ -63,10 +61,6 @@ class Constrained(ExpectedReturn):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.log_multiplier = 2.0
-
-    def presets(self) -> Mapping[str, Preset]:
-        """See `cee_gym.agents.presets`."""
-        return {"default": Preset(total_timesteps=1_000_000, hyperparameters=FROM_RULE)}
 
     def estimate(
         self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator

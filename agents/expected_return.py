@@ -8,14 +8,13 @@ return of a policy is a finite sum over the L exits of each instance (`cee_gym.r
 `loss = -J`, by automatic differentiation. Its gradient is what REINFORCE estimates.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cee_gym.agents.network_agent import GradientAgent, Step
-from cee_gym.agents.presets import FROM_RULE, MANY_ROWS, Preset
+from cee_gym.agents.presets import FROM_RULE, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.policies.networks import log_exit_distribution
 
@@ -28,12 +27,9 @@ class ExpectedReturn(GradientAgent):
     It learns in recorded environments only. Its arguments are those of `GradientAgent`.
     """
 
-    def presets(self) -> Mapping[str, Preset]:
+    def preset(self) -> Preset:
         """See `cee_gym.agents.presets`."""
-        return {
-            "default": Preset(hyperparameters=FROM_RULE),
-            "many rows": Preset(total_timesteps=2_000_000, hyperparameters=MANY_ROWS),
-        }
+        return Preset(total_timesteps=1_000_000, hyperparameters=FROM_RULE)
 
     def estimate(
         self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator

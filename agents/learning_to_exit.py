@@ -10,7 +10,7 @@ leaves where u passes a threshold. Here backbone and classifiers are fixed, so t
 problem, solved to the end on all N * L states; the paper trains all three together.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -44,9 +44,9 @@ class LearningToExit(Agent):
     threshold: float | None = number(None, 0, 1)
     weight_decay: float = number(1e-3, 0, search=Range(1e-5, 1.0, log=True))
 
-    def presets(self) -> Mapping[str, Preset]:
+    def preset(self) -> Preset:
         """It observes what it reads."""
-        return {"default": Preset(observe=("hidden",))}
+        return Preset(observe=("hidden",))
 
     def check_observe(self, parts: Collection[str]) -> None:
         """Refuses observations without the hidden state."""

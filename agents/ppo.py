@@ -32,7 +32,7 @@ What early exit changes:
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
@@ -165,9 +165,9 @@ class PPO(NetworkAgent):
     max_grad_norm: float = number(0.5, 0)
     is_probability: ClassVar[bool] = True
 
-    def presets(self) -> Mapping[str, Preset]:
-        """Without weight decay, it reads only a few numbers."""
-        return {"default": Preset(hyperparameters={"start": "confidence"})}
+    def preset(self) -> Preset:
+        """It starts from the confidence rule."""
+        return Preset(hyperparameters={"start": "confidence"})
 
     def learn(
         self,

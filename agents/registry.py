@@ -115,13 +115,12 @@ def hyperparameter_ranges(name: str) -> dict[str, Range | list[Any]]:
     return _find(name)().search_ranges()
 
 
-def preset_for(name: str, task: str) -> "Preset":
-    """The settings an agent starts from for a task: its family's, or else the agent's default.
+def preset_for(name: str) -> "Preset":
+    """The settings an agent starts from.
 
     Raises:
         CeeGymError: if there is no such agent.
     """
-    from cee_gym.agents.presets import FAMILIES
     from cee_gym.policies.sb3 import is_sb3
 
     if is_sb3(name):
@@ -129,8 +128,7 @@ def preset_for(name: str, task: str) -> "Preset":
         from cee_gym.agents.sb3_agent import PRESETS
 
         return PRESETS.get(name.lower(), start.Preset())
-    presets = _find(name)().presets()
-    return presets.get(FAMILIES.get(task, "default"), presets["default"])
+    return _find(name)().preset()
 
 
 def describe(name: str) -> str:

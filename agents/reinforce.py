@@ -14,7 +14,6 @@ In a recorded environment every state of an instance is known, so the policy is 
 the K exits are drawn from its exit distribution. In any other, K episodes of each instance are run.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +22,7 @@ import torch
 
 from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.network_agent import GradientAgent, Played, Step
-from cee_gym.agents.presets import FROM_RULE, LARGE_BATCHES, MANY_ROWS, Preset
+from cee_gym.agents.presets import FROM_RULE, Preset
 from cee_gym.agents.registry import register_agent
 from cee_gym.agents.rollouts import play
 from cee_gym.policies.networks import PerLayerPolicy, log_exit_distribution
@@ -48,14 +47,9 @@ class Reinforce(GradientAgent):
     rollouts: int = number(8, 2, 10_000, search=[4, 8, 16])
     baseline: Baseline = one_of("leave_one_out", ("leave_one_out", "mean"))
 
-    def presets(self) -> Mapping[str, Preset]:
+    def preset(self) -> Preset:
         """See `cee_gym.agents.presets`."""
-        return {
-            "default": Preset(
-                total_timesteps=2_000_000, hyperparameters={**FROM_RULE, **LARGE_BATCHES}
-            ),
-            "many rows": Preset(total_timesteps=6_000_000, hyperparameters=MANY_ROWS),
-        }
+        return Preset(total_timesteps=2_000_000, hyperparameters=FROM_RULE)
 
     def estimate(
         self, logits: torch.Tensor, rewards: torch.Tensor, rng: np.random.Generator

@@ -1,6 +1,6 @@
 """A rule as an agent: what there is to learn is the number that it leaves the choice of."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,9 +32,9 @@ class RuleAgent(Agent):
         self.choose = tuple(choose)
         self.name = rule.name  # type: ignore[misc]
 
-    def presets(self) -> Mapping[str, Preset]:
+    def preset(self) -> Preset:
         """It observes what the rule reads."""
-        return {"default": Preset(observe=self.rule.reads)}
+        return Preset(observe=self.rule.reads)
 
     def check_observe(self, parts: Collection[str]) -> None:
         """Refuses observations that lack what the rule reads."""

@@ -149,7 +149,7 @@ def one(
 
     Returns are those of the policy at its own threshold.
     """
-    preset = preset_for(name, task)
+    preset = preset_for(name)
     problems = {
         split: Problem(open_split(recording, split), observe=preset.observe, alpha=ALPHA)
         for split in rewards

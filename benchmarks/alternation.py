@@ -69,7 +69,7 @@ class Args:
 
 def settings_of(task: str) -> ProblemSettings:
     """What the agent observes and is paid."""
-    return ProblemSettings(alpha=PRICES, observe=(*preset_for(AGENT, task).observe, "alpha"))
+    return ProblemSettings(alpha=PRICES, observe=(*preset_for(AGENT).observe, "alpha"))
 
 
 def learn(recording: Path, settings: ProblemSettings) -> Agent:

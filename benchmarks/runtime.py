@@ -120,7 +120,7 @@ def main(args: Args) -> None:
 
 def policies(task: str, recording: Path) -> list[Side]:
     """The policies, each at every speed."""
-    preset = preset_for("expected-return", task)
+    preset = preset_for("expected-return")
     agents: list[tuple[Agent, tuple[str, ...], int]] = [
         (make_agent("confidence"), ("confidence",), 1),
         (ExpectedReturn(**preset.hyperparameters), preset.observe, preset.total_timesteps),

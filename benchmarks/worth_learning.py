@@ -149,7 +149,7 @@ def learned(
     name: str, recording: Path, seed: int, task: str
 ) -> tuple[dict[str, Curve], dict[str, Any]]:
     """An agent with its preset; of the ranges of prices, that which is best on calibration."""
-    preset = preset_for(name, task)
+    preset = preset_for(name)
     settings = dict(preset.hyperparameters)
     observe = preset.observe
     if name in LEARNED_OTHERWISE:

@@ -194,7 +194,6 @@ def metrics_of(task: str) -> tuple[str, ...]:
 
 def hyperparameters(
     agent: str,
-    task: str,
     observe: tuple[str, ...] | None,
     settings: tuple[str, ...],
     seed: int,
@@ -203,7 +202,6 @@ def hyperparameters(
 
     Args:
         agent: its name.
-        task: the name of the benchmark's.
         observe: of `--observe`.
         settings: of `--set`, each `KEY=VALUE`.
         seed: of the agent, where it has one.
@@ -215,7 +213,7 @@ def hyperparameters(
 
     known = hyperparameter_defaults(agent)
     given = {"seed": seed} if "seed" in known else {}
-    given |= preset_for(agent, task).observing(observe).hyperparameters
+    given |= preset_for(agent).observing(observe).hyperparameters
     return given | parse_settings(agent, settings, known)
 
 

@@ -89,6 +89,6 @@ class Agents:
         for name in agent_names():
             keys = ", ".join(hyperparameter_defaults(name))
             print(f"{name:20} {describe(name)}")
-            print(f"{'':20} observes {', '.join(preset_for(name, '').observe)}; --set {keys}")
+            print(f"{'':20} observes {', '.join(preset_for(name).observe)}; --set {keys}")
         print(f"{'sb3:NAME':20} An algorithm of Stable-Baselines3: sb3:ppo, sb3:a2c, sb3:dqn")
         print(f"{'sb3-contrib:NAME':20} One of sb3-contrib: sb3-contrib:trpo, sb3-contrib:qrdqn")

@@ -118,7 +118,7 @@ class Train:
         from cee_gym.training.setup import Setup
         from cee_gym.training.trainer import ConsistentEETrainer
 
-        settings = hyperparameters(self.agent, task, self.problem.observe, self.set, seed)
+        settings = hyperparameters(self.agent, self.problem.observe, self.set, seed)
         agent = make_agent(self.agent, **settings)
         backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:

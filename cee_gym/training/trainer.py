@@ -73,15 +73,9 @@ class ConsistentEETrainer:
             )
         if total_timesteps is not None:
             check_number("total_timesteps", total_timesteps, 1)
-        preset = preset_for(full_agent_name(agent.name), self._task())
+        preset = preset_for(full_agent_name(agent.name))
         self.problem = (problem or ProblemSettings()).observing(preset.observe)
         self.total_timesteps = total_timesteps or preset.total_timesteps
-
-    def _task(self) -> str:
-        if self.setup is not None:
-            return self.setup.task.name
-        assert self.recording is not None
-        return open_split(self.recording, "train").header.task
 
     def description(self) -> dict[str, Any]:
         """Everything that decides the outcome of the run, JSON-able."""

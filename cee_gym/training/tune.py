@@ -33,7 +33,6 @@ from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.settings import MOST_SEED, Range
-from cee_gym.traces.recordings import open_split
 from cee_gym.training.phases import problem_env
 
 if TYPE_CHECKING:
@@ -132,8 +131,7 @@ class Search:
 
     @cached_property
     def _preset(self) -> Preset:
-        task = open_split(self.recording, "train").header.task
-        return preset_for(self.agent, task).observing(self.problem.observe)
+        return preset_for(self.agent).observing(self.problem.observe)
 
 
 def tune(

@@ -10,7 +10,7 @@ from cee_gym.errors import CeeGymError
 from tests.made_traces import write_trace
 from tests.small_problems import StepsOnly, known_problem
 
-PATH = preset_for("policy-improvement", "sst2").observe
+PATH = preset_for("policy-improvement").observe
 
 
 def test_it_reaches_the_known_optimum_of_a_small_problem(tmp_path) -> None:

@@ -58,8 +58,8 @@ class Patient(ExpectedReturn):
 
     bonus: float = number(0.1, 0, 10, search=[0.0, 0.1])
 
-    def presets(self):
-        return {"default": Preset(observe=("layer", "lead"), total_timesteps=500)}
+    def preset(self):
+        return Preset(observe=("layer", "lead"), total_timesteps=500)
 
     def objective(self, problem, rows, rewards):
         return rewards + self.bonus
@@ -77,7 +77,7 @@ for name, setting in (("ratio", {"threshold": 0.25}), ("patient", {"bonus": 0.5}
     # A rule chooses its threshold in learning, where none is given.
     assert ("bonus" in hyperparameter_ranges(full)) == (name == "patient")
     assert "threshold" not in hyperparameter_ranges(full)
-    preset = preset_for(full, "rte")
+    preset = preset_for(full)
     assert preset.observe == {"ratio": ("probs",), "patient": ("layer", "lead")}[name]
     env = EarlyExitEnv(trace="trace", observe=preset.observe)
     agent.learn(env, 500).save(name)
@@ -157,7 +157,7 @@ def test_a_rule_an_algorithm_and_an_agent_are_made_by_name() -> None:
 def test_a_rule_has_nothing_to_search_and_observes_what_it_reads() -> None:
     assert hyperparameter_ranges("pcee") == {}
     assert hyperparameter_defaults("pcee") == {"threshold": None, "patience": None}
-    assert preset_for("pcee", "sst2") == Preset(observe=("entropy",))
+    assert preset_for("pcee") == Preset(observe=("entropy",))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_unknown_names_are_one_line(name, said) -> None:
             asked(name)
         assert "\n" not in str(caught.value)
     with pytest.raises(CeeGymError, match=said):
-        preset_for(name, "rte")
+        preset_for(name)
 
 
 def test_misspelt_hyper_parameters_are_answered_with_the_nearest() -> None:
