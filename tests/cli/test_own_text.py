@@ -86,7 +86,7 @@ def test_pairs_with_numbered_classes_are_recorded_and_all_else_needs_no_columns(
     assert right == pytest.approx(own["accuracy"])
     profile = ("profile", "run", "--policy", "run", *trace, "--data", "pairs", "--seconds", "0.1")
     assert "these texts" in command(*profile, "--batch-sizes", "1", "2", "--lengths", "8", "16")
-    tune = ("tune", "EarlyExit", *trace, "--agent", "confidence", "--trials", "2")
+    tune = ("tune", "EarlyExit", *trace, "--agent", "learning-to-exit", "--trials", "2")
     assert "to use it: cee-gym train EarlyExit" in command(*tune, "--output", "tuned")
 
 

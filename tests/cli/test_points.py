@@ -164,13 +164,13 @@ def test_a_saved_pipeline_has_the_points_of_its_run(own, run) -> None:
 
 
 def test_profile_measures_the_policy_at_the_point(own, run, capsys) -> None:
-    main(["evaluate", str(own), "--threshold", "0.8"])
+    main(["evaluate", str(own), "--threshold", "0.99"])
     capsys.readouterr()
     recording = own / "round-0" / "recording"
     sizes = ("--batch-sizes", "1", "2", "--lengths", "8", "16", "--seconds", "0.1")
     profile = ("profile", str(own), "--policy", str(own), "--trace", str(recording), *sizes)
     speedups = []
-    for id in ("own", "threshold-0.8"):
+    for id in ("threshold-0.99", "own"):
         main([*profile, "--at", id])
         (found,) = re.findall(r"layer speed-up ([0-9.]+)x", capsys.readouterr().out)
         assert float(found) == pytest.approx(

@@ -154,7 +154,7 @@ def test_a_range_of_prices_is_observed(tmp_path) -> None:
 def test_several_seeds_are_one_run_each_and_a_table(tmp_path, monkeypatch, capsys) -> None:
     train = (
         f"train EarlyExit --trace {write_recording(tmp_path / 'r')} --total-timesteps 2000 "
-        "--set start=equally_likely --set learning_rate=0.01"
+        "--set start=equally_likely --set learning_rate=0.01 --set batch_size=8"
     )
     several = [*train.split(), "--output", "all", "--seeds", "3", "1"]
     learn, learned = Reinforce.learn, []

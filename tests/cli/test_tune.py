@@ -46,7 +46,11 @@ def test_what_was_found_trains_to_what_was_promised(tmp_path, capsys) -> None:
     [
         ("EarlyExit-BERT-RTE --agent expected-retrun", "did you mean expected-return"),
         ("EarlyExit-BERT-RTE --agent random", "nothing to search for random"),
-        ("EarlyExit-BERT-RTE --agent confidence --set threshold=0.5", "all of threshold are set"),
+        ("EarlyExit-BERT-RTE --agent confidence", "confidence: learning chooses all it has"),
+        (
+            "EarlyExit-BERT-RTE --agent learning-to-exit --set weight_decay=0.1",
+            "all of weight_decay are set",
+        ),
         ("EarlyExit-BERT-RTF", "did you mean EarlyExit-BERT-RTE"),
         ("EarlyExit", "give --trace"),
         ("EarlyExit-BERT-RTE --set learnin_rate=1", "give KEY=VALUE"),
