@@ -15,11 +15,24 @@ from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
 from cee_gym.cli.serve import Serve
+from cee_gym.cli.suitability import Suitability
 from cee_gym.cli.train import Train
 from cee_gym.cli.tune import Tune
 from cee_gym.errors import CeeGymError
 
-Command = Envs | Agents | Build | Train | Tune | Evaluate | Profile | Predict | Serve | Export
+Command = (
+    Envs
+    | Agents
+    | Suitability
+    | Build
+    | Train
+    | Tune
+    | Evaluate
+    | Profile
+    | Predict
+    | Serve
+    | Export
+)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -31,6 +44,7 @@ def main(args: list[str] | None = None) -> None:
         command = tyro.cli(
             Annotated[Envs, tyro.conf.subcommand("envs")]
             | Annotated[Agents, tyro.conf.subcommand("agents")]
+            | Annotated[Suitability, tyro.conf.subcommand("suitability")]
             | Annotated[Build, tyro.conf.subcommand("build")]
             | Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Tune, tyro.conf.subcommand("tune")]
@@ -54,7 +68,9 @@ def main(args: list[str] | None = None) -> None:
         kept = "nothing is kept"
         if isinstance(command, Predict) and not command.to_file:
             kept = "it can only go on with a file: give --output"
-        elif isinstance(command, Build | Train | Tune | Predict):
+        elif isinstance(command, Build | Train | Tune | Predict) or (
+            isinstance(command, Suitability) and command.output is not None
+        ):
             kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"
         elif isinstance(command, Export):
             kept = f"what there is in {command.output} is not complete: export to another directory"

@@ -79,7 +79,7 @@ class Build:
             raise CeeGymError(f"{id} needs a backbone: {build_command(self.id)}")
         setup = Setup.load(task, str(backbone), self.data, self.record)
         work = target.with_name(f"{target.name}.build")
-        _check_same(
+        check_same(
             work / "config.json",
             json.loads(json.dumps(asdict(self.record)))
             | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint}
@@ -102,7 +102,7 @@ class Build:
         print(f"recorded. To open it: gym.make({given})")
 
 
-def _check_same(file: Path, settings: dict[str, Any]) -> None:
+def check_same(file: Path, settings: dict[str, Any]) -> None:
     """Refuses to go on with a build that was begun with other settings."""
     if file.exists():
         try:

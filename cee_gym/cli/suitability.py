@@ -1,0 +1,132 @@
+"""`cee-gym suitability`: will early exit pay for a model and a text?"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cee_gym.cli.arguments import OWN_ID, OwnText, benchmark, quiet_transformers, task_named
+from cee_gym.cli.build import check_same
+from cee_gym.documents import write_document
+from cee_gym.errors import CeeGymError
+from cee_gym.training.config import RecordConfig
+
+if TYPE_CHECKING:
+    from cee_gym.tasks import Task
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """Says whether early exit will pay for a model and a text, before anybody trains a policy.
+
+    The model stays as it is: each exit is a logistic regression on one layer's states (recipe probe
+    of build), and what a layer costs is measured here. Full depth is the last of these exits.
+
+    Attributes:
+        model: hub name or directory of an encoder; or the id of a benchmark, with the encoder in
+            --backbone.
+        backbone: hub name or directory of an encoder, where an id was given.
+        data: a directory with train and dev (or validation), or a hub name; by default the task's
+            own. With --text and --label also a single file.
+        columns: of text of your own.
+        profile: what `cee-gym profile` measured of a model of this shape; by default it is measured
+            now.
+        seconds: about how long to measure.
+        output: a directory for the recording, the profile and the result, to go on where it was
+            stopped; by default nothing is kept.
+        seed: of the partition of train.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_OR_ID")]
+    backbone: str | None = None
+    data: str | None = None
+    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
+    profile: Path | None = None
+    seconds: float = 30.0
+    output: Path | None = None
+    seed: int = 0
+
+    def run(self) -> None:
+        """Records, measures, compares and prints."""
+        quiet_transformers()
+        task, backbone = self._asked()
+        if self.profile is not None and not self.profile.is_file():
+            raise CeeGymError(f"there is no profile at {self.profile}: leave it out to measure now")
+        place = TemporaryDirectory() if self.output is None else nullcontext(str(self.output))
+        with place as directory:
+            self._compare(task, backbone, Path(directory))
+
+    def _asked(self) -> tuple["Task", str]:
+        from cee_gym.envs.registration import BENCHMARKS
+
+        if self.columns.given:
+            if self.backbone is not None:
+                raise CeeGymError(
+                    f"the model is {self.model}: leave out --backbone {self.backbone}, which is "
+                    "for the id of a benchmark"
+                )
+            return self.columns.task(OWN_ID, self.data), self.model
+        id = self.model.rpartition(":")[2]
+        if id not in BENCHMARKS and not id.startswith("EarlyExit"):
+            raise CeeGymError(
+                "which text is it for? Give --data DIR_OR_FILE, --text COLUMN and --label COLUMN; "
+                f"or cee-gym suitability ID --backbone {self.model} for the text of a benchmark"
+            )
+        task = task_named(benchmark(self.model)[1])
+        if self.backbone is None:
+            raise CeeGymError(
+                f"{self.model} names the text: give the model with --backbone NAME_OR_PATH"
+            )
+        return task, self.backbone
+
+    def _compare(self, task: "Task", backbone: str, directory: Path) -> None:
+        import torch
+
+        from cee_gym.cost import BATCH_SIZES as SIZES
+        from cee_gym.cost import LENGTHS, CostModel
+        from cee_gym.evaluation.suitability import BATCH_SIZES, suitability, table
+        from cee_gym.exits import load_model
+        from cee_gym.measuring import profile
+        from cee_gym.observation import Sizes, layout_of
+        from cee_gym.policies.base import ExitPolicy
+        from cee_gym.policies.rules import Confidence
+        from cee_gym.training.phases import record, warm_up
+        from cee_gym.training.setup import Setup
+
+        config = RecordConfig(recipe="probe", seed=self.seed)
+        setup = Setup.load(task, backbone, self.data, config)
+        check_same(
+            directory / "config.json",
+            json.loads(json.dumps(asdict(config)))
+            | {"backbone": backbone, "text": setup.text_fingerprint, "task": task.name},
+        )
+        warm_up(setup, directory / "models")
+        record(setup, directory / "models", directory / "recording")
+        lengths = setup.text["dev"].lengths
+        measured = self.profile or directory / "profile.json"
+        if not measured.exists():
+            model = load_model(directory / "models" / "deployed", torch.float32)
+            sizes = Sizes(model.num_layers, model.width, model.num_labels)
+            policy = ExitPolicy(Confidence(), layout_of(("confidence",), sizes), 0.9)
+            model.to(setup.accelerator.device)
+            longest = int(lengths.max())
+            shorter = [size for size in LENGTHS if size < longest] or [longest - 1]
+            costs = profile(
+                model,
+                policy,
+                batch_sizes=[size for size in SIZES if size <= max(BATCH_SIZES)],
+                lengths=[*shorter, longest],
+                seconds=self.seconds,
+                progress_bar=True,
+            )
+            costs.save(measured)
+        costs = CostModel.load(measured)
+        found = suitability(directory / "recording", costs, lengths)
+        print(table(found))
+        if self.output is not None:
+            write_document(directory / "suitability.json", found.to_json())
+            print(f"\n{self.output}: suitability.json, profile.json, recording, models")
