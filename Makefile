@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test test-all lint format clean
 
 demo: .venv/installed
-	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --rounds 1 --total-timesteps 300000 --output runs/demo --resume
+	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
 	$(BIN)/cee-gym evaluate runs/demo
 
 test: .venv/installed

@@ -1,9 +1,10 @@
 """Every agent on several recordings: what it earns, how fast, and its accuracy-speed curve.
 
 Each agent is trained on train with its preset, its thresholds are chosen on calibration, and what
-it then does is reported on dev, for each seed.
+it then does is reported on dev, for each seed. What parts of an observation are worth is measured
+for two agents on calibration.
 
-    python benchmarks/agents.py --recordings rte=DIR mrpc=DIR mcid=DIR
+    python benchmarks/agents.py
 """
 
 import time
@@ -19,18 +20,31 @@ from common import write
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from cee_gym import ExitPolicy, Problem
+from cee_gym.agents.presets import OBSERVE
 from cee_gym.agents.registry import make_agent, preset_for
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.policies.speeds import Speed, Speeds, measure_speeds
+from cee_gym.problem import ALPHA
 from cee_gym.returns import hindsight_return
-from cee_gym.traces.recordings import open_split
+from cee_gym.traces.recordings import find_recording, open_split
 
-ALPHA = 0.035
+SHIPPED = {"rte": "EarlyExit-BERT-RTE", "sst2": "EarlyExit-BERT-SST-2"}
+PARTS = {
+    "path": OBSERVE,
+    "path without margin": tuple(part for part in OBSERVE if part != "margin"),
+    "path without agreement": tuple(part for part in OBSERVE if part != "agreement"),
+    "path without previous": tuple(part for part in OBSERVE if part != "previous"),
+    "confidence": ("layer", "confidence"),
+    "path, entropy": (*OBSERVE, "entropy"),
+    "hidden, confidence": ("hidden", "layer", "confidence"),
+    "hidden, path": ("hidden", *OBSERVE),
+}
 LEARNING = (
-    "reinforce",
-    "expected-return",
-    "ppo",
+    "policy-improvement",
     "longstaff-schwartz",
+    "expected-return",
+    "reinforce",
+    "ppo",
     "sb3:ppo",
     "sb3:a2c",
     "sb3-contrib:trpo",
@@ -41,6 +55,7 @@ OTHERS = (
     "learning-to-exit",
     "cat",
     "confidence",
+    "margin",
     "entropy",
     "patience",
     "pcee",
@@ -59,12 +74,12 @@ class Args:
     """Arguments.
 
     Attributes:
-        recordings: NAME=DIR, one or more; NAME is the task.
+        recordings: NAME=DIR each; by default those of RTE and SST-2 in the package.
         seeds: how many.
         agents: which; all by default.
     """
 
-    recordings: tuple[str, ...]
+    recordings: tuple[str, ...] = ()
     seeds: int = 3
     agents: tuple[str, ...] = (*LEARNING, *OTHERS)
 
@@ -90,9 +105,12 @@ def main(args: Args) -> None:
     """Trains and reports."""
     warnings.filterwarnings("ignore", category=UserWarning)
     tasks = {}
-    for given in args.recordings:
-        task, _, path = given.partition("=")
-        tasks[task] = on_one(task, Path(path), args)
+    recordings = {name: find_recording(id) for name, id in SHIPPED.items()}
+    if args.recordings:
+        parts = (given.partition("=") for given in args.recordings)
+        recordings = {name: Path(path) for name, _, path in parts}
+    for task, recording in recordings.items():
+        tasks[task] = on_one(task, recording, args)
         write("agents", {"alpha": ALPHA, "seeds": args.seeds, "tasks": tasks})
 
 
@@ -105,7 +123,7 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
     of_rows: dict[str, list[dict[str, npt.NDArray[np.float64]]]] = {}
     for name in args.agents:
         for seed in range(args.seeds if name in WITH_SEEDS else 1):
-            row, returns = one(name, task, recording, seed, rewards)
+            row, returns = one(name, recording, seed, rewards)
             rows.setdefault(name, []).append(row)
             of_rows.setdefault(name, []).append(returns)
             print(
@@ -138,12 +156,29 @@ def on_one(task: str, recording: Path, args: Args) -> dict[str, Any]:
         "return_of_it": base,
         "hindsight_return": {s: float(hindsight_return(rewards[s]).mean()) for s in rewards},
         "gain_over_it": gains,
+        "mean_accuracy_on_calibration_by_parts": ablation(recording),
         "agents": rows,
     }
 
 
+def ablation(recording: Path) -> dict[str, dict[str, float]]:
+    """Mean accuracy on calibration over its own thresholds, by what is observed."""
+    found: dict[str, dict[str, float]] = {}
+    for agent in ("policy-improvement", "longstaff-schwartz", "expected-return"):
+        preset = preset_for(agent)
+        for parts, observe in PARTS.items():
+            env = EarlyExitEnv(trace=recording, split="train", observe=observe)
+            policy = make_agent(agent, **preset.hyperparameters).learn(env, 300_000).policy
+            problem = Problem(open_split(recording, "calibration"), observe=observe)
+            scores, rewards = policy.scores_on(problem), problem.rewards(ALPHA)
+            speeds = measure_speeds(policy, problem)
+            found.setdefault(agent, {})[parts] = area(policy, speeds, problem, scores, rewards)
+            print(agent, parts, found[agent][parts], flush=True)
+    return found
+
+
 def one(
-    name: str, task: str, recording: Path, seed: int, rewards: dict[str, npt.NDArray[np.float64]]
+    name: str, recording: Path, seed: int, rewards: dict[str, npt.NDArray[np.float64]]
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float64]]]:
     """One agent and seed: what is reported, and the return of each row, by split.
 

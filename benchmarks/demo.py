@@ -24,8 +24,9 @@ def main() -> None:
         environment = {**os.environ, "CEE_GYM_HOME": f"{directory}/home"}
         start = time.perf_counter()
         for command in (
-            "train EarlyExit-ToyBERT-Clauses --agent reinforce --rounds 1 --total-timesteps 300000 "
-            "--output runs/demo",
+            "train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --rounds 1 "
+            "--total-timesteps 1000000 "
+            "--observe hidden layer confidence margin agreement previous --output runs/demo",
             "evaluate runs/demo",
         ):
             subprocess.run([*CEE_GYM, *command.split()], cwd=directory, env=environment, check=True)
