@@ -10,7 +10,8 @@ class Envs:
     Attributes:
         headroom: also what there is to gain on the dev split of each recording: the mean return of
             the last layer, of the best fixed layer and the best threshold on the confidence, of
-            what Longstaff-Schwartz learns, of its bound, and of hindsight.
+            what Longstaff-Schwartz learns from what agents observe by default, of its bound, and of
+            hindsight.
     """
 
     headroom: bool = True
@@ -50,6 +51,7 @@ class Envs:
 
 def _print_headroom(ids: list[str]) -> None:
     """A line for each recording, as soon as it is known."""
+    from cee_gym.agents.presets import OBSERVE
     from cee_gym.errors import CeeGymError
     from cee_gym.headroom import headroom_of
     from cee_gym.problem import open_problem
@@ -60,7 +62,7 @@ def _print_headroom(ids: list[str]) -> None:
     )
     for id in ids:
         try:
-            found = headroom_of(open_problem(id, split="dev"))
+            found = headroom_of(open_problem(id, split="dev", observe=OBSERVE))
         except CeeGymError as error:
             print(f"{id:28} {error}")
             continue
@@ -70,7 +72,10 @@ def _print_headroom(ids: list[str]) -> None:
             f"{found.fixed_layer.mean_return:12.3f}{found.threshold.mean_return:10.3f}"
             f"{learned:>16}{found.bound.mean_return:7.3f}{found.hindsight.mean_return:10.3f}"
         )
-    print("more: print(gym.make(ID, split='dev').unwrapped.headroom())")
+    print(
+        "learned from what agents observe by default, at alpha 0.01; for other observations and\n"
+        "prices: print(gym.make(ID, split='dev', observe=..., alpha=...).unwrapped.headroom())"
+    )
 
 
 @dataclass(frozen=True)

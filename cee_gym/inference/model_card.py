@@ -8,6 +8,11 @@ from huggingface_hub import ModelCardData
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.policies.base import ExitPolicy
 
+_POOLERS = {
+    "shared": "a shared tanh pooler",
+    "per_layer": "a tanh pooler each",
+    "scaled": "standardised states",
+}
 _CARD = """---
 {front}
 ---
@@ -22,7 +27,8 @@ cee-gym.
 | task | {task} |
 | labels | {labels} |
 | backbone | {backbone}, {layers} layers, {width} wide |
-| exits | one after each layer, {pooler} pooler, of the {pooling} token{s} |
+| exits | one after each layer, {pooler}, of the {pooling} token{s} |
+| confidences | {calibrated} |
 | longest text | {max_tokens} tokens |
 | exit policy | {policy} |
 
@@ -75,7 +81,10 @@ def model_card(
         backbone=type(model.backbone).__name__,
         layers=model.num_layers,
         width=model.width,
-        pooler="a shared" if config.pooler == "shared" else "its own",
+        pooler=_POOLERS[config.pooler],
+        calibrated="a temperature for each exit, fitted on rows it was not fitted to"
+        if config.temperatures
+        else "as trained, not calibrated",
         pooling="first" if config.pooling == "first" else "mean over all",
         s="" if config.pooling == "first" else "s",
         max_tokens=config.max_tokens,

@@ -8,6 +8,7 @@ import gymnasium as gym
 import pytest
 
 from cee_gym import Problem, Reward
+from cee_gym.agents.presets import OBSERVE
 from cee_gym.cli import main
 from cee_gym.traces.recordings import open_split
 from tests.cli.commands import CLAUSES, refused
@@ -23,12 +24,13 @@ def test_envs_lists_what_is_recorded_and_what_there_is_to_gain(own_home, capsys)
     headroom = listed[listed.index("mean return on dev") :].splitlines()
     assert all(len(line) <= 100 for line in headroom)
     assert headroom[0].split()[-4:] == ["threshold", "learned", "bound", "hindsight"]
-    rows = {line.split()[0]: line.split()[1:] for line in headroom[1:-1]}
+    rows = {line.split()[0]: line.split()[1:] for line in headroom[1:-2]}
     assert list(rows) == [
         *("EarlyExit-BERT-RTE", "EarlyExit-BERT-MRPC", "EarlyExit-BERT-SST-2"),
         CLAUSES,
     ]
-    found = gym.make("EarlyExit-BERT-MRPC", split="dev").unwrapped.headroom()
+    env = gym.make("EarlyExit-BERT-MRPC", split="dev", observe=OBSERVE)
+    found = env.unwrapped.headroom()
     assert rows["EarlyExit-BERT-MRPC"] == [
         *("40", f"{found.full_depth.mean_return:.3f}", f"{found.fixed_layer.mean_return:.3f}"),
         *(f"{found.threshold.mean_return:.3f}", f"{found.learned.mean_return:.3f}", "±"),
