@@ -261,7 +261,7 @@ def scored(args: Args) -> tuple[dict[str, Trace], Scores]:
     for name, (agent, observe) in agents.items():
         envs = {
             split: EarlyExitEnv(
-                trace=str(args.recording), split=split, alpha=ALPHA, observe=observe
+                trace=str(args.recording), split=split, alpha=ALPHA, observe=observe, reward="paper"
             )
             for split in ("train", "calibration", "dev")
         }

@@ -109,6 +109,7 @@ def env_of(args: Args, split: str, alpha: float | tuple[float, float]) -> EarlyE
         trace=args.recording,
         split=split,
         alpha=alpha,
+        reward="paper",
         observe=OBSERVE if isinstance(alpha, float) else (*OBSERVE, "alpha"),
     )
 

@@ -70,6 +70,7 @@ def main(args: Args) -> None:
         for way in WAYS:
             here = args.work / f"{args.task}-{way}-{seed}"
             config = RecordConfig(
+                recipe="paper",
                 policy_data=way,
                 pooling="mean",
                 precision="bf16",
@@ -106,7 +107,7 @@ def main(args: Args) -> None:
 
 def measure(recording: Path, split: str) -> dict[str, Any]:
     """Trains a policy on a recording and reports it."""
-    settings = ProblemSettings(observe=("hidden", "layer"))
+    settings = ProblemSettings(alpha=(0.035,), reward="paper", observe=("hidden", "layer"))
     env = problem_env(recording, settings)
     policy = ExpectedReturn(weight_decay=0.01).learn(env, 300_000).policy
     calibration, report = (settings.problem(recording, s) for s in ("calibration", split))

@@ -49,7 +49,7 @@ class Args:
 def main(args: Args) -> None:
     """Measures."""
     backbone = str(args.models / "minilm-l6-h384")
-    config = RecordConfig(pooling="mean")
+    config = RecordConfig(recipe="paper", pooling="mean")
     setup = Setup.load(get_task("mcid"), backbone, str(args.data / "mcid"), config)
     model = setup.initial_model().eval()
     text, data = setup.text["train"], setup.splits["train"]
@@ -57,7 +57,7 @@ def main(args: Args) -> None:
         start = time.perf_counter()
         trace = collect(model, text, data, Path(directory) / "train", setup.description("train"))
         collection = time.perf_counter() - start
-        env = EarlyExitEnv(trace=trace, alpha=ALPHA)
+        env = EarlyExitEnv(trace=trace, alpha=ALPHA, reward="paper")
         agent = Reinforce(rollouts=ROLLOUTS, batch_size=BATCH)
         network, problem = agent.prepare(env)
         assert problem is not None

@@ -128,7 +128,9 @@ def policies(task: str, recording: Path) -> list[Side]:
     sides = []
     for agent, parts, timesteps in agents:
         envs = {
-            split: EarlyExitEnv(trace=str(recording), split=split, alpha=ALPHA, observe=parts)
+            split: EarlyExitEnv(
+                trace=str(recording), split=split, alpha=ALPHA, observe=parts, reward="paper"
+            )
             for split in ("train", "calibration", "dev")
         }
         agent.learn(envs["train"], timesteps)

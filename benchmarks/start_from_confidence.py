@@ -59,7 +59,9 @@ def on_one(recording: Path, args: Args) -> dict[str, Any]:
     rows = []
     for alpha in ALPHAS:
         envs = {
-            split: EarlyExitEnv(trace=recording, split=split, alpha=alpha, observe=OBSERVE)
+            split: EarlyExitEnv(
+                trace=recording, split=split, alpha=alpha, observe=OBSERVE, reward="paper"
+            )
             for split in ("train", "calibration", "dev")
         }
         for start in STARTS:
