@@ -19,13 +19,11 @@ from common import write
 from cost_model import compare
 
 from cee_gym import ExitPolicy, Problem
-from cee_gym.agents import PolicyImprovement, make_agent
 from cee_gym.agents.presets import OBSERVE
 from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.cli import main as cee_gym
 from cee_gym.cost import CostModel
-from cee_gym.envs import EarlyExitEnv
-from cee_gym.evaluation.suitability import BATCH_SIZES, POINTS_LOST, PRICES
+from cee_gym.evaluation.suitability import BATCH_SIZES, POINTS_LOST, learn
 from cee_gym.exits import load_model
 from cee_gym.policies.rules import FixedLayer
 from cee_gym.policies.speeds import Speed, measure_speeds
@@ -60,14 +58,11 @@ def held(recording: Path, name: str, points_lost: float, layer: int) -> ExitPoli
     """The policy at its speed."""
     if name == "cut":
         return FixedLayer(layer=layer).policy(Problem(open_split(recording, "dev"), observe=ALL))
-    learned = name == "learned"
-    observe = (*OBSERVE, "alpha") if learned else ("confidence",)
-    alpha = PRICES if learned else max(PRICES)
-    agent = PolicyImprovement() if learned else make_agent("confidence")
-    env = EarlyExitEnv(trace=recording, split="train", observe=observe, alpha=alpha)
-    policy = agent.learn(env, 1).policy
-    calibration = Problem(open_split(recording, "calibration"), observe=observe, alpha=alpha)
-    return Speed(points_lost=points_lost).choose(policy, measure_speeds(policy, calibration))
+    policy = learn(name, recording)
+    problem = Problem(
+        open_split(recording, "calibration"), observe=policy.observe, alpha=policy.alpha_range
+    )
+    return Speed(points_lost=points_lost).choose(policy, measure_speeds(policy, problem))
 
 
 def on_set(args: Args, name: str) -> dict[str, Any]:
@@ -87,7 +82,7 @@ def on_set(args: Args, name: str) -> dict[str, Any]:
     dev = open_split(recording, "dev")
     split = load_splits(get_task(dev.header.task), str(args.data / name))["dev"]
     text = EncodedText(split, load_tokenizer(str(directory)), model.config.max_tokens)
-    costs = CostModel.load(output / "profile.json")
+    costs = CostModel.load(output / "profile-threshold.json")
     accuracy = open_split(recording, "calibration").correct.mean(axis=0)
     rows = []
     for way in said["ways"]:

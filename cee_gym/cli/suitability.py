@@ -33,8 +33,8 @@ class Suitability:
         data: a directory with train and dev (or validation), or a hub name; by default the task's
             own. With --text and --label also a single file.
         columns: of text of your own.
-        profile: what `cee-gym profile` measured of a model of this shape; by default it is measured
-            now.
+        profile: what `cee-gym profile --policy` measured of a model of this shape; by default it is
+            measured now, with a threshold and with a learned policy.
         seconds: about how long to measure.
         output: a directory for the recording, the profile and the result, to go on where it was
             stopped; by default nothing is kept.
@@ -88,12 +88,9 @@ class Suitability:
 
         from cee_gym.cost import BATCH_SIZES as SIZES
         from cee_gym.cost import LENGTHS, CostModel
-        from cee_gym.evaluation.suitability import BATCH_SIZES, suitability, table
+        from cee_gym.evaluation.suitability import BATCH_SIZES, learn, suitability, table
         from cee_gym.exits import load_model
         from cee_gym.measuring import profile
-        from cee_gym.observation import Sizes, layout_of
-        from cee_gym.policies.base import ExitPolicy
-        from cee_gym.policies.rules import Confidence
         from cee_gym.training.phases import record, warm_up
         from cee_gym.training.setup import Setup
 
@@ -107,26 +104,26 @@ class Suitability:
         warm_up(setup, directory / "models")
         record(setup, directory / "models", directory / "recording")
         lengths = setup.text["dev"].lengths
-        measured = self.profile or directory / "profile.json"
-        if not measured.exists():
-            model = load_model(directory / "models" / "deployed", torch.float32)
-            sizes = Sizes(model.num_layers, model.width, model.num_labels)
-            policy = ExitPolicy(Confidence(), layout_of(("confidence",), sizes), 0.9)
-            model.to(setup.accelerator.device)
-            longest = int(lengths.max())
-            shorter = [size for size in LENGTHS if size < longest] or [longest - 1]
-            costs = profile(
-                model,
-                policy,
-                batch_sizes=[size for size in SIZES if size <= max(BATCH_SIZES)],
-                lengths=[*shorter, longest],
-                seconds=self.seconds,
-                progress_bar=True,
-            )
-            costs.save(measured)
-        costs = CostModel.load(measured)
-        found = suitability(directory / "recording", costs, lengths)
+        recording, costs = directory / "recording", []
+        for way in ("threshold", "learned") if self.profile is None else ():
+            measured = directory / f"profile-{way}.json"
+            if not measured.exists():
+                model = load_model(directory / "models" / "deployed", torch.float32)
+                longest = int(lengths.max())
+                shorter = [size for size in LENGTHS if size < longest] or [longest - 1]
+                profile(
+                    model.to(setup.accelerator.device),
+                    learn(way, recording),
+                    batch_sizes=[size for size in SIZES if size <= max(BATCH_SIZES)],
+                    lengths=[*shorter, longest],
+                    seconds=self.seconds / 2,
+                    progress_bar=True,
+                ).save(measured)
+            costs.append(CostModel.load(measured))
+        if self.profile is not None:
+            costs = [CostModel.load(self.profile)]
+        found = suitability(recording, costs[0], lengths, costs[-1])
         print(table(found))
         if self.output is not None:
             write_document(directory / "suitability.json", found.to_json())
-            print(f"\n{self.output}: suitability.json, profile.json, recording, models")
+            print(f"\n{self.output}: suitability.json, profiles, recording, models")

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.agents import PolicyImprovement, make_agent
-from cee_gym.agents.base import Agent
 from cee_gym.agents.presets import OBSERVE
 from cee_gym.cost import CostModel
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.measuring import predict
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
 from cee_gym.traces.recordings import open_split, recorded_splits
@@ -80,13 +80,20 @@ class Suitability:
         return vars(self) | {"ways": [way.to_json() for way in self.ways]}
 
 
-def suitability(recording: Path, costs: CostModel, lengths: npt.NDArray[np.integer]) -> Suitability:
+def suitability(
+    recording: Path,
+    costs: CostModel,
+    lengths: npt.NDArray[np.integer],
+    learned_costs: CostModel | None = None,
+) -> Suitability:
     """Compares the ways on a recording.
 
     Args:
         recording: with the splits train, calibration and dev.
-        costs: of a model of the same shape, measured with a policy.
+        costs: of a model of the same shape, measured with a threshold on the confidence.
         lengths: of the rows of dev, integers `[N]`, in tokens.
+        learned_costs: the same, measured with a learned policy, whose decisions take longer; by
+            default `costs`.
 
     Raises:
         CeeGymError: if a split is not there, or the costs are of another number of layers.
@@ -108,7 +115,8 @@ def suitability(recording: Path, costs: CostModel, lengths: npt.NDArray[np.integ
         for points_lost, exits in _exits(name, recording).items():
             correct = dev.correct[np.arange(len(dev)), exits - 1]
             lost = 100.0 * (dev.correct[:, -1].astype(float) - correct)
-            speedups = {size: _speedup(name, costs, exits, lengths, size) for size in BATCH_SIZES}
+            of_way = learned_costs if name in ("learned", "bound") and learned_costs else costs
+            speedups = {size: _speedup(name, of_way, exits, lengths, size) for size in BATCH_SIZES}
             ways.append(
                 Way(
                     name,
@@ -166,6 +174,21 @@ def _saves_more(way: Way, other: Way) -> bool:
     return bool(earlier.mean() > 2 * earlier.std(ddof=1) / len(earlier) ** 0.5)
 
 
+def learn(name: str, recording: Path, split: str = "train") -> ExitPolicy:
+    """The policy of a way, at its own speed.
+
+    Args:
+        name: `"threshold"` or `"learned"`.
+        recording: with this split.
+        split: to learn on.
+    """
+    if name == "threshold":  # of which every one is tried, whatever the price
+        env = EarlyExitEnv(trace=recording, split=split, observe=("confidence",), alpha=max(PRICES))
+        return make_agent("confidence").learn(env, 1).policy
+    env = EarlyExitEnv(trace=recording, split=split, observe=(*OBSERVE, "alpha"), alpha=PRICES)
+    return PolicyImprovement().learn(env).policy.at(alpha=sum(PRICES) / 2)
+
+
 def _exits(name: str, recording: Path) -> dict[float, Ints]:
     """Where the rows of dev leave, for each number of points that may be lost."""
     dev = open_split(recording, "dev")
@@ -176,15 +199,9 @@ def _exits(name: str, recording: Path) -> dict[float, Ints]:
             for points in POINTS_LOST
         }
     learn_on, choose_on = ("dev", "dev") if name == "bound" else ("train", "calibration")
-    agent: Agent = PolicyImprovement()
-    observe: tuple[str, ...] = (*OBSERVE, "alpha")
-    price: float | tuple[float, float] = PRICES
-    if name == "threshold":  # of which every one is tried, whatever the price
-        agent, observe, price = make_agent("confidence"), ("confidence",), max(PRICES)
-    env = EarlyExitEnv(trace=recording, split=learn_on, observe=observe, alpha=price)
-    policy = agent.learn(env, 1).policy
+    policy = learn("threshold" if name == "threshold" else "learned", recording, learn_on)
     chosen, reported = (
-        Problem(open_split(recording, split), observe=observe, alpha=price)
+        Problem(open_split(recording, split), observe=policy.observe, alpha=policy.alpha_range)
         for split in (choose_on, "dev")
     )
     speeds = measure_speeds(policy, chosen)

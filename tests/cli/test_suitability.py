@@ -29,7 +29,7 @@ def test_a_model_and_text_of_ones_own(tmp_path, backbone, capsys) -> None:  # no
     main([*ask])
     assert capsys.readouterr().out == out
     # Nothing is kept where no place is named; a profile is taken as it is.
-    main([*ask[:-2], "--profile", "out/profile.json"])
+    main([*ask[:-2], "--profile", "out/profile-threshold.json"])
     assert found["verdict"] in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"backbone", "pairs", "out"}
 
