@@ -35,7 +35,7 @@ class Args:
 
     models: Path
     data: Path
-    sets: tuple[str, ...] = ("mcid", "mrpc")
+    sets: tuple[str, ...] = ("mcid",)
 
 
 def main(args: Args) -> None:
