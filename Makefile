@@ -28,7 +28,7 @@ format: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[contrib,tune,serve,export,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[contrib,tune,serve,export,generation,dev]"
 	touch $@
 
 clean:

@@ -7,7 +7,7 @@ EXTRAS = {
     "tune": ["filelock", "optuna>=4", "sqlalchemy"],
     "serve": ["fastapi", "uvicorn", "prometheus-client"],
     "export": ["onnx", "onnxruntime", "onnxscript"],
-    "generation": ["peft>=0.17"],
+    "generation": ["gguf>=0.10", "peft>=0.17", "rouge-score", "torchmetrics>=1.4"],
     "zoo": ["rl_zoo3>=2.9,<3"],
     "dev": [
         "build",
@@ -42,6 +42,7 @@ setup(
         "cee_gym.envs",
         "cee_gym.evaluation",
         "cee_gym.exits",
+        "cee_gym.generation",
         "cee_gym.inference",
         "cee_gym.onnx",
         "cee_gym.policies",

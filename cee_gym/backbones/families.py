@@ -118,7 +118,9 @@ register_family("modernbert", Family(norm="final_norm"))
 register_family("eurobert", Family(norm="norm"))
 register_family("esm", Family(norm="encoder.emb_layer_norm_after"))
 register_family("roberta-prelayernorm", Family(norm="LayerNorm"))
-for _kind in ("llama", "mistral", "qwen2", "qwen3"):
+for _kind in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text"):
     register_family(_kind, Family(norm="norm", causal=True))
+register_family("opt", Family(norm="decoder.final_layer_norm", causal=True))
+register_family("falcon", Family(norm="ln_f", tuples=True, causal=True))
 register_family("gpt2", Family(norm="ln_f", causal=True))
 register_family("gpt_neox", Family(norm="final_layer_norm", causal=True))

@@ -1,0 +1,111 @@
+"""Asks an exit policy about tokens, and computes an LM head only where what it reads needs one."""
+
+from functools import cached_property
+
+import torch
+from array_api_compat import torch as xp
+
+from cee_gym.exits.lm_head import MultiExitDecoder
+from cee_gym.observation import Seen, Sizes, layout_of, needs_path, observe_last
+from cee_gym.policies.base import ExitPolicy
+
+
+class _SeenToken(Seen):
+    """Computes logits when a part of an observation reads them, not before."""
+
+    def __init__(
+        self, sizes: Sizes, layers: tuple[int, int], alpha: float, path: "Path", exits: range
+    ) -> None:
+        super().__init__(xp, sizes, layers, alpha, path.states(exits), None)
+        self._path, self._exits_read = path, exits
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        return torch.stack([self._path.logits(exit) for exit in self._exits_read], dim=1)
+
+
+class Path:
+    """What n tokens have shown at the exits so far.
+
+    Args:
+        decoder: with exits.
+
+    Attributes:
+        heads: LM heads computed for them, one for each token and exit.
+    """
+
+    def __init__(self, decoder: MultiExitDecoder) -> None:
+        self._decoder = decoder
+        self._states: list[torch.Tensor] = []
+        self._logits: dict[int, torch.Tensor] = {}
+        self.observed: list[torch.Tensor] = []
+        self.heads = 0
+
+    def show(self, states: torch.Tensor) -> None:
+        """Takes the states `[n, H]` of the next exit."""
+        self._states.append(states)
+
+    def states(self, exits: range) -> torch.Tensor:
+        """`[n, t, H]`, of some exits, numbers from 1."""
+        return torch.stack([self._states[exit - 1] for exit in exits], dim=1)
+
+    def logits(self, exit: int) -> torch.Tensor:
+        """What an exit answers, `[n, C]`; computed once."""
+        if exit not in self._logits:
+            states = self._states[exit - 1]
+            self._logits[exit] = self._decoder.answer(states, exit).float()
+            self.heads += len(states)
+        return self._logits[exit]
+
+    def has_logits(self, exit: int) -> bool:
+        """Whether they are computed already."""
+        return exit in self._logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Lets go of all tokens but these, int64 `[m]`."""
+        self._states = [states[rows] for states in self._states]
+        self._logits = {exit: logits[rows] for exit, logits in self._logits.items()}
+        self.observed = [observed[rows] for observed in self.observed]
+
+
+class Decisions:
+    """A policy, as it decides about the tokens of a decoder.
+
+    Args:
+        decoder: with exits.
+        policy: at one speed.
+
+    Raises:
+        CeeGymError: if the policy was learned on other states, or is held at no speed.
+    """
+
+    def __init__(self, decoder: MultiExitDecoder, policy: ExitPolicy) -> None:
+        self.sizes = Sizes(decoder.num_layers, decoder.width, decoder.num_labels)
+        known = None if policy.model is None else decoder.fingerprint
+        policy.check_fits(layout_of(policy.observe, self.sizes), known)
+        policy.check_has_a_speed()
+        self._decider = policy.decider(decoder.device)
+        self._asked = frozenset(policy.score.exit_layers(decoder.num_layers, policy.threshold))
+        self._has_memory = policy.score.has_memory
+        self._needs_path = needs_path(self._decider.parts)
+
+    def leave(self, exit: int, path: Path) -> list[bool] | None:
+        """Which of the tokens leave; None where none can.
+
+        Args:
+            exit: the number of the exit that they have just shown.
+            path: of these tokens.
+        """
+        if self._has_memory:
+            path.observed.append(self._observe(exit, path))
+        if exit not in self._asked:
+            return None
+        if self._has_memory:
+            return self._decider.leave(torch.stack(path.observed, dim=1), exit)
+        return self._decider.leave(self._observe(exit, path), exit)
+
+    def _observe(self, exit: int, path: Path) -> torch.Tensor:
+        first = 1 if self._needs_path else exit
+        exits = range(first, exit + 1)
+        seen = _SeenToken(self.sizes, (first, exit), self._decider.alpha, path, exits)
+        return observe_last(self._decider.parts, seen)
