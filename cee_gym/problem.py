@@ -78,10 +78,9 @@ class Problem:
         )
         if not self.reward.deterministic:
             self.reward.cost.check_model(trace.header.model)  # type: ignore[union-attr]
-        depths = np.asarray(trace.header.depths)
         vars(self).update(quality=_frozen(self.reward.quality_of(trace)))
         self._check_depth()
-        vars(self).update(price=_frozen(self.reward.price_of(trace, depths)))
+        vars(self).update(price=_frozen(self.reward.price_of(trace, trace.depths)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(

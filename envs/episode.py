@@ -5,7 +5,7 @@ leaving it come from; everything else is here.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -41,7 +41,7 @@ class EpisodeEnv(gym.Env[Observation, int]):
 
     Args:
         num_instances: N.
-        num_layers: L.
+        depths: the layer that each of the L exits stands at, from 1.
         layout: the columns of each part of an observation.
         alpha: the lowest and highest price of one layer.
         reward_space: of vector rewards; None where rewards are numbers.
@@ -60,7 +60,7 @@ class EpisodeEnv(gym.Env[Observation, int]):
     def __init__(
         self,
         num_instances: int,
-        num_layers: int,
+        depths: Sequence[int],
         layout: Layout,
         alpha: tuple[float, float],
         reward_space: Box | None,
@@ -68,7 +68,8 @@ class EpisodeEnv(gym.Env[Observation, int]):
         render_mode: str | None,
     ) -> None:
         self.num_instances = num_instances
-        self.num_layers = num_layers
+        self.num_layers = len(depths)
+        self.depths = tuple(depths)
         self.layout = layout
         self.observation_space = space_of(layout, alpha)  # type: ignore[assignment]
         self.action_space = Discrete(2)  # type: ignore[assignment]
@@ -182,8 +183,8 @@ class EpisodeEnv(gym.Env[Observation, int]):
 
     def _final_info(self, outcome: Outcome) -> dict[str, Any]:
         info = {
-            "exit_layer": self.layer,
-            "saved_layers": 1 - self.layer / self.num_layers,
+            "exit_layer": self.depths[self.layer - 1],
+            "saved_layers": 1 - self.depths[self.layer - 1] / self.depths[-1],
             "prediction": outcome.prediction,
             "correct": outcome.correct,
             "is_success": outcome.correct,

@@ -107,7 +107,7 @@ class LiveEarlyExitEnv(EpisodeEnv):
         self._sizes = Sizes(model.num_layers, model.width, model.num_labels)
         super().__init__(
             num_instances=len(data),
-            num_layers=model.num_layers,
+            depths=range(1, model.num_layers + 1),
             layout=layout_of(observe, self._sizes),
             alpha=alpha,
             reward_space=vector_reward_space(pay, price) if vector_reward else None,

@@ -101,7 +101,7 @@ class EarlyExitEnv(EpisodeEnv):
         self._alpha_column = self.problem.alpha_column
         super().__init__(
             num_instances=len(self.problem),
-            num_layers=self.problem.num_layers,
+            depths=self.problem.trace.header.depths,
             layout=self.problem.layout,
             alpha=self.problem.alpha,
             reward_space=(

@@ -16,13 +16,20 @@ BENCHMARKS: dict[str, str] = {
     "EarlyExit-BERT-StackOverflow": "stackoverflow",
     "EarlyExit-ToyBERT-Clauses": "clauses",
 }
-"""Every recorded benchmark and the task its text comes from."""
+"""Every recorded benchmark of classification and the task its text comes from."""
+TOKEN_BENCHMARKS: dict[str, str] = {
+    "EarlyExit-LLaMA-Alpaca": "alpaca",
+    "EarlyExit-LLaMA-Dolly": "dolly",
+    "EarlyExit-LLaMA-CNNDM": "cnn-dailymail",
+    "EarlyExit-TinyLLaMA-Stories": "stories",
+}
+"""Every recorded benchmark of generation, each token an instance, and its task."""
 
 
 def register_envs() -> None:
     """Registers the benchmarks, and `EarlyExit` for one's own trace; again, it does nothing."""
     _register("EarlyExit", {})
-    for id in BENCHMARKS:
+    for id in (*BENCHMARKS, *TOKEN_BENCHMARKS):
         _register(id, {"recording": id})
 
 

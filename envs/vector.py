@@ -322,14 +322,15 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
     def _leave(self, envs: Ints, states: Ints) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
         all_states = self.problem.states
         quality, price = all_states.quality[states], all_states.price[states]
-        correct, layer = all_states.correct[states], self._layer[envs]
+        depths = self.problem.trace.depths
+        correct, layer = all_states.correct[states], depths[self._layer[envs] - 1]
         if self._vector_reward:
             reward = np.stack([quality, np.negative(price)], axis=1)
         else:
             reward = quality - self._alpha[envs] * price
         return reward, {
             "exit_layer": layer,
-            "saved_layers": 1 - layer / self.num_layers,
+            "saved_layers": 1 - layer / depths[-1],
             "prediction": all_states.prediction[states],
             "correct": correct,
             "is_success": correct,

@@ -30,10 +30,10 @@ class Point:
     Attributes:
         metrics: the task's metrics, the leading one first.
         accuracy: share of right predictions.
-        mean_exit_layer: from 1.
-        saved_layers: `1 - mean_exit_layer / L`.
-        layer_speedup: `L / mean_exit_layer`; counts layers, not seconds.
-        exits: how many left at each layer, `[L]`.
+        mean_exit_layer: from 1; where only some layers have exits, of the layers they stand at.
+        saved_layers: one minus `mean_exit_layer` divided by the depth of the last exit.
+        layer_speedup: that depth divided by `mean_exit_layer`; counts layers, not seconds.
+        exits: how many left at each exit, `[L]`.
         threshold: a state with a score above it is left; None where exits were not made by scores.
         mean_return: the mean reward, where rewards were given.
     """
@@ -64,20 +64,21 @@ def evaluate(
 
     Args:
         trace: of the split to report on.
-        exit_layers: integers `[N]` from 1.
+        exit_layers: integers `[N]` from 1, the number of the exit.
         metrics: of the task.
         rewards: `[N, L]`, to report the mean return.
         threshold: recorded in the result.
     """
     rows, index = np.arange(len(trace)), exit_layers - 1
     predictions = trace.prediction[rows, index]
-    mean_exit = float(exit_layers.mean())
+    depths = trace.depths
+    mean_exit = float(depths[index].mean())
     return Point(
         metrics=score(metrics, trace.labels, predictions),
         accuracy=float(trace.correct[rows, index].mean()),
         mean_exit_layer=mean_exit,
-        saved_layers=1.0 - mean_exit / trace.num_layers,
-        layer_speedup=trace.num_layers / mean_exit,
+        saved_layers=1.0 - mean_exit / int(depths[-1]),
+        layer_speedup=int(depths[-1]) / mean_exit,
         exits=np.bincount(index, minlength=trace.num_layers).tolist(),
         threshold=threshold,
         mean_return=None if rewards is None else float(rewards[rows, index].mean()),

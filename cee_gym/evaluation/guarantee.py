@@ -286,6 +286,11 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _check_scores(trace: Trace, scores: Floats) -> None:
+    if trace.sequence is not None:
+        raise CeeGymError(
+            "the tokens of one text depend on one another, and a guarantee takes rows that do not: "
+            "there is none for traces of tokens"
+        )
     shape = (len(trace), trace.num_layers)
     if scores.shape != shape:
         raise CeeGymError(f"scores must be of shape {list(shape)}, got {list(scores.shape)}")

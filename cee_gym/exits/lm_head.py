@@ -142,7 +142,7 @@ class MultiExitDecoder(nn.Module):
     @property
     def width(self) -> int:
         """H, of the states."""
-        return int(self.backbone.get_input_embeddings().weight.shape[1])
+        return int(self.backbone.config.hidden_size)
 
     @property
     def num_labels(self) -> int:

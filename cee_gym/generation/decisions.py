@@ -6,6 +6,7 @@ import torch
 from array_api_compat import torch as xp
 
 from cee_gym.exits.lm_head import MultiExitDecoder
+from cee_gym.generation.forced import Leave
 from cee_gym.observation import Seen, Sizes, layout_of, needs_path, observe_last
 from cee_gym.policies.base import ExitPolicy
 
@@ -68,6 +69,26 @@ class Path:
         self.observed = [observed[rows] for observed in self.observed]
 
 
+def policy_leave(decoder: MultiExitDecoder, policy: ExitPolicy) -> Leave:
+    """Who leaves by a policy, for `forward_with_exits`."""
+    decisions = Decisions(decoder, policy)
+
+    def leave(exit: int, shown: list[torch.Tensor]) -> torch.Tensor:
+        # Of the exits before, a token shows what it showed there: it has not left yet.
+        path = Path(decoder)
+        with torch.no_grad():
+            for number, states in enumerate(shown, start=1):
+                path.show(states.detach().flatten(0, 1))
+                found = decisions.leave(number, path) if number == exit or path_matters else None
+        size = shown[-1].shape[:2]
+        if found is None:
+            return torch.zeros(size, dtype=torch.bool, device=shown[-1].device)
+        return torch.tensor(found, device=shown[-1].device).view(size)
+
+    path_matters = decisions.has_memory
+    return leave
+
+
 class Decisions:
     """A policy, as it decides about the tokens of a decoder.
 
@@ -77,6 +98,10 @@ class Decisions:
 
     Raises:
         CeeGymError: if the policy was learned on other states, or is held at no speed.
+
+    Attributes:
+        sizes: of the decoder.
+        has_memory: whether the policy reads the states of earlier exits.
     """
 
     def __init__(self, decoder: MultiExitDecoder, policy: ExitPolicy) -> None:
@@ -86,7 +111,7 @@ class Decisions:
         policy.check_has_a_speed()
         self._decider = policy.decider(decoder.device)
         self._asked = frozenset(policy.score.exit_layers(decoder.num_layers, policy.threshold))
-        self._has_memory = policy.score.has_memory
+        self.has_memory = policy.score.has_memory
         self._needs_path = needs_path(self._decider.parts)
 
     def leave(self, exit: int, path: Path) -> list[bool] | None:
@@ -96,11 +121,11 @@ class Decisions:
             exit: the number of the exit that they have just shown.
             path: of these tokens.
         """
-        if self._has_memory:
+        if self.has_memory:
             path.observed.append(self._observe(exit, path))
         if exit not in self._asked:
             return None
-        if self._has_memory:
+        if self.has_memory:
             return self._decider.leave(torch.stack(path.observed, dim=1), exit)
         return self._decider.leave(self._observe(exit, path), exit)
 

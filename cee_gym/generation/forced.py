@@ -78,6 +78,11 @@ def at_exits(exits: torch.Tensor) -> Leave:
     return lambda exit, shown: exits == exit
 
 
+def among(leave: Leave, free: torch.Tensor) -> Leave:
+    """As `leave`, but only where that is allowed, bool `[B, T]`."""
+    return lambda exit, shown: leave(exit, shown) & free
+
+
 def planned_calls(
     decoder: MultiExitDecoder, input_ids: torch.Tensor, **inputs: Any
 ) -> tuple[torch.Tensor, list[LayerCall]]:

@@ -93,13 +93,14 @@ def measure_speeds(policy: ExitPolicy, problem: Problem) -> Speeds:
     correct = problem.correct
     full = float(correct[:, -1].mean())
     rows = np.arange(len(problem))
+    depths = problem.trace.depths
 
     def point(scores: Floats, threshold: float, alpha: float | None) -> OperatingPoint:
         exits = first_exit(scores > np.float32(threshold))
         return OperatingPoint(
             threshold,
             alpha,
-            1 - float(exits.mean()) / problem.num_layers,
+            1 - float(depths[exits - 1].mean()) / int(depths[-1]),
             100 * (full - float(correct[rows, exits - 1].mean())),
         )
 

@@ -6,6 +6,7 @@ A trace is a directory of plain `.npy` arrays and one `header.json`. Nothing in 
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -133,6 +134,11 @@ class Trace:
     def num_layers(self) -> int:
         """L, how many layers have an exit."""
         return int(self.states.shape[1])
+
+    @cached_property
+    def depths(self) -> npt.NDArray[np.int64]:
+        """The layer that each exit stands at, int64 `[L]`, from 1."""
+        return np.asarray(self.header.depths)
 
     @property
     def width(self) -> int:

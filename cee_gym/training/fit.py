@@ -76,7 +76,7 @@ def fit(
     total = max(1, config.epochs * steps_per_epoch)
     given = config.warmup_ratio
     rising = max(1.0, total * (warmup_ratio if given is None else given))
-    start = 0 if checkpoint is None else _resume(checkpoint, parameters, optimizer)
+    start = 0 if checkpoint is None else resume_checkpoint(checkpoint, parameters, optimizer)
     step = start * steps_per_epoch
     progress = tqdm(
         total=config.epochs * len(rows),
@@ -108,7 +108,7 @@ def fit(
             seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
             progress.update(len(batch))
         if checkpoint is not None:
-            _save(checkpoint, parameters, optimizer, epoch + 1)
+            save_checkpoint(checkpoint, parameters, optimizer, epoch + 1)
         curves = {"": (seen / len(rows)).cpu()}
         if watched is not None:
             curves["calibration_"] = watch = _watch(model, text, watched)
@@ -163,12 +163,13 @@ def all_logits(model: MultiExitModel, text: EncodedText, rows: Rows) -> torch.Te
     return found
 
 
-def _save(
+def save_checkpoint(
     checkpoint: Path,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    epochs_done: int,
+    done: int,
 ) -> None:
+    """Writes parameters and the optimizer's state, whole or not at all; `done` counts the work."""
     tensors = {}
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter.detach().contiguous()
@@ -176,22 +177,22 @@ def _save(
             tensors[f"{key}.{name}"] = value
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     unfinished = checkpoint.with_suffix(".partial")
-    save_file(tensors, unfinished, metadata={"epochs_done": json.dumps(epochs_done)})
+    save_file(tensors, unfinished, metadata={"done": json.dumps(done)})
     os.replace(unfinished, checkpoint)
 
 
-def _resume(
+def resume_checkpoint(
     checkpoint: Path,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> int:
-    """Loads the state after the last complete epoch; the number of epochs done."""
+    """Loads what `save_checkpoint` wrote, if anything; how much was done."""
     if not checkpoint.exists():
         return 0
     from safetensors import safe_open
 
     with safe_open(checkpoint, framework="pt") as file:
-        epochs_done = int(json.loads(file.metadata()["epochs_done"]))
+        done = int(json.loads(file.metadata()["done"]))
     tensors = load_file(checkpoint)
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"parameter.{name}"])
@@ -200,4 +201,4 @@ def _resume(
                 optimizer.state[parameter][key] = tensors[f"{key}.{name}"].to(
                     "cpu" if key == "step" and not parameter.is_cuda else parameter.device
                 )
-    return epochs_done
+    return done

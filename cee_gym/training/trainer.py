@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
 from cee_gym.traces.recordings import open_split, recorded_splits
 from cee_gym.training.config import AlternationConfig
+from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
 from cee_gym.training.setup import Setup
+from cee_gym.training.token_setup import TokenSetup
 
 
 class ConsistentEETrainer:
@@ -46,7 +49,7 @@ class ConsistentEETrainer:
         agent: Agent,
         output: Path,
         *,
-        setup: Setup | None = None,
+        setup: Setup | TokenSetup | None = None,
         recording: Path | None = None,
         problem: ProblemSettings | None = None,
         total_timesteps: int | None = None,
@@ -91,8 +94,15 @@ class ConsistentEETrainer:
             "task": None if self.setup is None else self.setup.task.to_json(),
             "backbone": None if self.setup is None else self.setup.backbone,
             "text": None if self.setup is None else self.setup.text_fingerprint,
-            "record": None if self.setup is None else asdict(self.setup.config),
+            "record": self._recorded_how(),
         }
+
+    def _recorded_how(self) -> dict[str, Any] | None:
+        if self.setup is None:
+            return None
+        if isinstance(self.setup, TokenSetup):
+            return self.setup.to_json()
+        return asdict(self.setup.config)
 
     def train(self, *, resume: bool = False, progress_bar: bool = True) -> dict[str, Any]:
         """Runs what is not done yet.
@@ -179,21 +189,11 @@ class ConsistentEETrainer:
             return read_document(evaluation, "evaluation", remedy="remove it and resume")
         recording = self.recording
         if self.setup is not None:
-            models, recording = here / "models", here / "recording"
-            if number == 0:
-                warm_up(self.setup, models, logger)
+            recording = here / "recording"
+            if isinstance(self.setup, TokenSetup):
+                self._make_tokens(self.setup, number, logger)
             else:
-                self.agent = backbone_phase(
-                    self.setup,
-                    before / "models",
-                    models,
-                    self.agent,
-                    self.problem,
-                    self.alternation,
-                    number,
-                    logger,
-                )
-            record(self.setup, models, recording)
+                self._make_texts(self.setup, number, logger)
         assert recording is not None
         for split in ("calibration", "dev"):
             open_split(recording, split)  # refuses before learning what could not be evaluated
@@ -216,11 +216,47 @@ class ConsistentEETrainer:
             self.metrics,
             name=self.agent.name,
         )
+        if isinstance(self.setup, TokenSetup):
+            results["live"] = live_report(self.agent.policy, here, recording)
         self._log_evaluation(results, number, logger)
         write_document(evaluation, results)
         # The next round has its own; a backbone is large.
         shutil.rmtree(before / "models", ignore_errors=True)
         return results
+
+    def _make_texts(self, setup: Setup, number: int, logger: Logger) -> None:
+        """Models and recording of a round, of a classifier."""
+        models = self.output / f"round-{number}" / "models"
+        if number == 0:
+            warm_up(setup, models, logger)
+        else:
+            self.agent = backbone_phase(
+                setup,
+                self.output / f"round-{number - 1}" / "models",
+                models,
+                self.agent,
+                self.problem,
+                self.alternation,
+                number,
+                logger,
+            )
+        record(setup, models, models.with_name("recording"))
+
+    def _make_tokens(self, setup: TokenSetup, number: int, logger: Logger) -> None:
+        """Models and recording of a round, of a decoder; later rounds are under the policy."""
+        from cee_gym.training import token_phases
+
+        models = self.output / f"round-{number}" / "models"
+        policy = None
+        if number == 0:
+            token_phases.warm_up(setup, models, logger)
+        else:
+            policy = held(self.agent.policy)
+            before = self.output / f"round-{number - 1}" / "models"
+            token_phases.backbone_phase(
+                setup, before, models, policy, self.alternation, number, logger
+            )
+        token_phases.record(setup, models, models.with_name("recording"), policy)
 
     def _log_evaluation(self, results: dict[str, Any], number: int, logger: Logger) -> None:
         point = own_point(results)
@@ -231,6 +267,34 @@ class ConsistentEETrainer:
         logger.record("eval/regret", regret)
         logger.record("eval/full_depth_accuracy", results["full_depth"]["accuracy"])
         logger.dump(number)
+
+
+def held(policy: ExitPolicy) -> ExitPolicy:
+    """The policy at one speed: the middle of its prices, where it has a range and is at none."""
+    if policy.has_every_price and policy.alpha is None:
+        return replace(policy, alpha=sum(policy.alpha_range) / 2)
+    return policy
+
+
+def live_report(policy: ExitPolicy, here: Path, recording: Path) -> dict[str, Any]:
+    """What a policy comes to on dev while the decoder runs; see `measure_live`.
+
+    Args:
+        policy: of the round.
+        here: the directory of the round.
+        recording: of the round.
+    """
+    from cee_gym.backbones.tokens import TokenSequences
+    from cee_gym.exits.lm_head import MultiExitDecoder
+    from cee_gym.generation.live import measure_live
+
+    decoder = MultiExitDecoder.load(here / "models" / DEPLOYED).eval()
+    text = TokenSequences.load(recording / "tokens-dev.safetensors")
+    answers = open_split(recording, "dev").labels
+    return {
+        "full_depth": measure_live(decoder, None, text, answers),
+        "own": measure_live(decoder, held(policy), text, answers),
+    }
 
 
 def own_point(results: dict[str, Any]) -> dict[str, Any]:
