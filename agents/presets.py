@@ -14,6 +14,11 @@ from typing import Any
 OBSERVE = ("layer", "confidence", "margin", "agreement", "previous")
 
 
+# For tokens, where whatever an exit answers costs an LM head: on a model with a real vocabulary as
+# much as several layers.
+OBSERVE_TOKENS = ("hidden", "layer")
+
+
 @dataclass(frozen=True)
 class Preset:
     """Settings to start from.

@@ -61,6 +61,12 @@ def _accuracy(labels: Classes, predictions: Classes) -> float:
     return float((labels == predictions).mean())
 
 
+@register_metric("agreement")
+def _agreement(labels: Classes, predictions: Classes) -> float:
+    """Of tokens: the share for which an exit says what the model says at full depth."""
+    return float((labels == predictions).mean())
+
+
 @register_metric("f1", most_classes=2)
 def _f1(labels: Classes, predictions: Classes) -> float:
     """Of class 1."""

@@ -11,6 +11,7 @@ from cee_gym import interrupt
 from cee_gym.cli.build import Build
 from cee_gym.cli.evaluate import Evaluate
 from cee_gym.cli.export import Export
+from cee_gym.cli.generate import Generate
 from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
@@ -30,6 +31,7 @@ Command = (
     | Evaluate
     | Profile
     | Predict
+    | Generate
     | Serve
     | Export
 )
@@ -51,6 +53,7 @@ def main(args: list[str] | None = None) -> None:
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
             | Annotated[Profile, tyro.conf.subcommand("profile")]
             | Annotated[Predict, tyro.conf.subcommand("predict")]
+            | Annotated[Generate, tyro.conf.subcommand("generate")]
             | Annotated[Serve, tyro.conf.subcommand("serve")]
             | Annotated[Export, tyro.conf.subcommand("export")],
             prog="cee-gym",

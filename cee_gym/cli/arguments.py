@@ -124,7 +124,7 @@ class OwnText:
 
 def benchmark(given: str) -> tuple[str, str]:
     """The id and the full name of its task; `MODULE:ID` imports the module that registers it."""
-    from cee_gym.envs.registration import BENCHMARKS
+    from cee_gym.envs.registration import BENCHMARKS, TOKEN_BENCHMARKS
     from cee_gym.tasks import get_task
 
     module, _, id = given.rpartition(":")
@@ -136,8 +136,25 @@ def benchmark(given: str) -> tuple[str, str]:
             "--label for text of your own"
         )
     if id not in BENCHMARKS:
-        raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, list(BENCHMARKS))}")
+        known = [*BENCHMARKS, *TOKEN_BENCHMARKS]
+        raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, known)}")
     return id, get_task(BENCHMARKS[id]).full_name
+
+
+def token_benchmark(given: str) -> tuple[str, str] | None:
+    """The id and the full name of its task of generation; None for any other id.
+
+    `MODULE:ID` imports the module that registers it.
+    """
+    from cee_gym.envs.registration import TOKEN_BENCHMARKS
+    from cee_gym.tasks.prompted import get_prompted
+
+    module, _, id = given.rpartition(":")
+    if module:
+        import_user_module(module)
+    if id not in TOKEN_BENCHMARKS:
+        return None
+    return id, get_prompted(TOKEN_BENCHMARKS[id]).full_name
 
 
 def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str, str]:
@@ -154,6 +171,9 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
     from cee_gym.traces.recordings import open_split
 
     own = given == OWN_ID
+    of_tokens = token_benchmark(given)
+    if of_tokens is not None and trace is None:
+        return of_tokens
     if trace is None:
         if own:
             message = "EarlyExit is a recording of your own: give --trace PATH"
@@ -162,7 +182,7 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
             raise CeeGymError(message)
         return benchmark(given)
     recorded = open_split(trace, "train").header.task
-    id, task = (given, recorded) if own else benchmark(given)
+    id, task = (given, recorded) if own else of_tokens or benchmark(given)
     if task != recorded:
         raise CeeGymError(
             f"the recording at {trace} is of task {recorded}, not {task}: "
@@ -178,6 +198,16 @@ def task_named(name: str) -> "Task":
     return get_task(name)
 
 
+def is_prompted(task: str) -> bool:
+    """Whether it is a task of generation."""
+    from cee_gym.tasks.prompted import PROMPTED
+
+    module, _, name = task.rpartition(":")
+    if module and name not in PROMPTED:
+        import_user_module(module)
+    return name in PROMPTED
+
+
 def metrics_of(task: str) -> tuple[str, ...]:
     """The metrics of a task; accuracy for the recording of a task that nobody knows.
 
@@ -189,6 +219,8 @@ def metrics_of(task: str) -> tuple[str, ...]:
 
     if task == OWN:
         return OWN_METRICS
+    if is_prompted(task):
+        return ("agreement",)
     return get_task(task).metrics if ":" in task or task in task_names() else ("accuracy",)
 
 

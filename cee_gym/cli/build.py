@@ -15,10 +15,11 @@ from cee_gym.cli.arguments import (
     benchmark,
     quiet_transformers,
     task_named,
+    token_benchmark,
 )
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
-from cee_gym.training.config import RecordConfig
+from cee_gym.training.config import RecordConfig, TokenConfig, refuse_changed
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Build:
     Attributes:
         id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
             first. Left out where --text and --label name the columns of your own --data.
-        backbone: hub name or directory of an encoder.
+        backbone: hub name or directory of an encoder; for generation of a causal language model,
+            or a .gguf file.
         data: a directory with train, dev (or validation) and optionally test, or a hub name; by
             default the task's own. With --text and --label also a single file.
         columns: of text of your own.
         record: how to warm up and record.
+        tokens: how exits of a decoder are made.
         output: where to record to; by default ID, or own/DATA, in the folder of recordings,
             $CEE_GYM_HOME.
     """
@@ -44,23 +47,38 @@ class Build:
     data: str | None = None
     columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
     record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    tokens: Annotated[TokenConfig, tyro.conf.arg(name="")] = field(default_factory=TokenConfig)
     output: Path | None = None
 
     def run(self) -> None:
         """Builds."""
-        from cee_gym.evaluation.calibration import exits_table
+        from cee_gym.evaluation.calibration import agreement_table, exits_table
+        from cee_gym.tasks import Task
+        from cee_gym.tasks.prompted import PromptedTask, get_prompted
         from cee_gym.traces.recordings import (
             build_command,
             find_recording,
             home,
+            open_split,
             recorded_splits,
             shipped_backbone,
         )
+        from cee_gym.training import token_phases
         from cee_gym.training.phases import record, warm_up
         from cee_gym.training.setup import Setup
+        from cee_gym.training.token_setup import TokenSetup
 
         quiet_transformers()
-        if self.columns.given:
+        of_tokens = token_benchmark(self.id)
+        if of_tokens is None:
+            refuse_changed(
+                self.tokens, vars(self.tokens), "generation; leave it out for a classifier"
+            )
+        task: Task | PromptedTask
+        if of_tokens is not None:
+            id, name = of_tokens
+            task, place = get_prompted(name), home() / id
+        elif self.columns.given:
             task = self.columns.task(self.id, self.data)
             data = Path(str(self.data)).expanduser().absolute()
             id, place = OWN_ID, home() / "own" / (data.stem if data.is_file() else data.name)
@@ -73,32 +91,44 @@ class Build:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")
         backbone = self.backbone or shipped_backbone(id)
-        if backbone is None and task.is_own:
+        if backbone is None and isinstance(task, Task) and task.is_own:
             raise CeeGymError("text of your own needs a backbone: give --backbone NAME_OR_PATH")
         if backbone is None:
             raise CeeGymError(f"{id} needs a backbone: {build_command(self.id)}")
-        setup = Setup.load(task, str(backbone), self.data, self.record)
+        setup: Setup | TokenSetup
+        if isinstance(task, PromptedTask):
+            setup = TokenSetup.load(task, str(backbone), self.data, self.record, self.tokens)
+        else:
+            setup = Setup.load(task, str(backbone), self.data, self.record)
         work = target.with_name(f"{target.name}.build")
         check_same(
             work / "config.json",
             json.loads(json.dumps(asdict(self.record)))
+            | ({} if of_tokens is None else {"tokens": json.loads(json.dumps(asdict(self.tokens)))})
             | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint}
-            | ({"task": task.to_json()} if task.is_own else {}),
+            | ({"task": task.to_json()} if id == OWN_ID else {}),
         )
         print(f"recording {id} into {target}", file=sys.stderr)
         if not (work / "recording" / "models").exists():
-            warm_up(setup, work / "models")
-            record(setup, work / "models", work / "recording")
+            if isinstance(setup, TokenSetup):
+                token_phases.warm_up(setup, work / "models")
+                token_phases.record(setup, work / "models", work / "recording")
+            else:
+                warm_up(setup, work / "models")
+                record(setup, work / "models", work / "recording")
             (work / "models").rename(work / "recording" / "models")
         (work / "recording").rename(target)
         for leftover in work.iterdir():
             leftover.unlink()
         work.rmdir()
-        if task.is_own or self.output is not None or find_recording(id).absolute() != target:
+        if id == OWN_ID or self.output is not None or find_recording(id).absolute() != target:
             given = f"'{self.id}', trace='{self.output or target}'"
         else:
             given = f"'{self.id}'"
-        print(exits_table(json.loads((target / "recording.json").read_text())["exits"]))
+        if of_tokens is None:
+            print(exits_table(json.loads((target / "recording.json").read_text())["exits"]))
+        else:
+            print(agreement_table(open_split(target, "calibration")))
         print(f"recorded. To open it: gym.make({given})")
 
 

@@ -42,7 +42,14 @@ class Evaluate:
     def run(self) -> None:
         """Evaluates, prints the table and writes it as JSON, and as a plot."""
         from cee_gym.evaluation.guarantee import sentence
-        from cee_gym.evaluation.report import Promise, class_tables, report, table, write
+        from cee_gym.evaluation.report import (
+            Promise,
+            class_tables,
+            live_lines,
+            report,
+            table,
+            write,
+        )
         from cee_gym.runs import Run
 
         speed = self.speed.speed()
@@ -66,11 +73,19 @@ class Evaluate:
         results = report(
             run.policy, calibration, dev, run.metrics, name=run.agent, asked=speed, promise=promise
         )
+        if (run.recording / f"tokens-{self.split}.safetensors").exists():
+            from cee_gym.generation.live import live_points
+
+            results["live"] = live_points(
+                run.weights, run.recording, self.split, run.policy, results
+            )
         run.keep(results["points"])
         name = "evaluation" if self.split == "dev" else f"evaluation-{self.split}"
         file = run.directory / name
         write(results, file, f"{run.directory.name}, {run.newest_round.name}")
         print(table(results))
+        if lines := live_lines(results):
+            print(lines)
         if self.per_class:
             print(f"\n{class_tables(results)}")
         if results["guarantee"] is not None:

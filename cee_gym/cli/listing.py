@@ -1,6 +1,10 @@
 """`cee-gym envs` and `cee-gym agents`: what there is."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cee_gym.traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Envs:
 
     def run(self) -> None:
         """Prints tables."""
-        from cee_gym.envs.registration import BENCHMARKS
+        from cee_gym.envs.registration import BENCHMARKS, TOKEN_BENCHMARKS
         from cee_gym.traces.recordings import (
             MissingRecordingError,
             build_command,
@@ -29,7 +33,7 @@ class Envs:
         )
 
         recorded = []
-        for id, task in BENCHMARKS.items():
+        for id, task in (BENCHMARKS | TOKEN_BENCHMARKS).items():
             try:
                 path = find_recording(id)
             except MissingRecordingError:
@@ -41,12 +45,18 @@ class Envs:
             where = "shipped" if home() not in path.parents else str(path)
             first = traces[0]
             print(
-                f"{id:30} {task:14} {first.header.backbone}, {first.num_layers} layers, {sizes} "
+                f"{id:30} {task:14} {first.header.backbone}, {_layers(first)}, {sizes} "
                 f"[{first.fingerprint}] {where}"
             )
         print(f"{'EarlyExit':30} {'your own':14} gym.make('EarlyExit', trace=PATH)")
         if self.headroom and recorded:
             _print_headroom(recorded)
+
+
+def _layers(trace: "Trace") -> str:
+    if trace.sequence is None:
+        return f"{trace.num_layers} layers"
+    return f"{trace.header.depths[-1]} layers, {trace.num_layers} exits, of tokens"
 
 
 def _print_headroom(ids: list[str]) -> None:

@@ -14,6 +14,7 @@ from cee_gym.cli.arguments import (
     Settings,
     benchmark_or_own,
     hyperparameters,
+    is_prompted,
     metrics_of,
     quiet_transformers,
     task_named,
@@ -23,11 +24,31 @@ from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training.config import (
     AlternationConfig,
     RecordConfig,
+    TokenConfig,
     refuse_changed,
 )
 
 if TYPE_CHECKING:
     from cee_gym.tasks import Task
+
+
+def observing_tokens(agent: str, problem: ProblemSettings) -> ProblemSettings:
+    """What an agent observes of tokens: nothing that takes an LM head, unless it cannot do without.
+
+    Args:
+        agent: its name.
+        problem: where it leaves that open.
+    """
+    from cee_gym.agents.presets import OBSERVE, OBSERVE_TOKENS
+    from cee_gym.agents.registry import make_agent, preset_for
+
+    if problem.observe is not None or preset_for(agent).observe != OBSERVE:
+        return problem
+    try:
+        make_agent(agent).check_observe(OBSERVE_TOKENS)
+    except CeeGymError:
+        return problem
+    return problem.observing(OBSERVE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class Train:
         total_timesteps: decisions a policy phase learns from; the preset's by default.
         alternation: the rounds after the first policy phase.
         record: how to warm up and record.
+        tokens: how exits of a decoder are made.
     """
 
     id: Id = OWN_ID
@@ -71,12 +93,14 @@ class Train:
         default_factory=AlternationConfig
     )
     record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    tokens: Annotated[TokenConfig, tyro.conf.arg(name="")] = field(default_factory=TokenConfig)
 
     def run(self) -> None:
         """Trains, and prints the evaluation on dev."""
         from cee_gym.documents import write_document
-        from cee_gym.evaluation.report import table
+        from cee_gym.evaluation.report import live_lines, table
         from cee_gym.evaluation.seeds import over_seeds, seeds_table
+        from cee_gym.runs import Run
 
         quiet_transformers()
         if self.backbone is not None and self.trace is not None:
@@ -107,6 +131,8 @@ class Train:
             results = over_seeds(runs)
             write_document(output / "seeds.json", results)
             print(seeds_table(results))
+        if not self.seeds and (lines := live_lines(Run.open(output).evaluation)):
+            print(lines)
         print(f"\nrun: {output}; curves: tensorboard --logdir {output.parent}")
 
     def _one(
@@ -114,11 +140,16 @@ class Train:
     ) -> dict[str, Any]:
         """Trains from one seed; gives the evaluation."""
         from cee_gym.agents.registry import make_agent
+        from cee_gym.tasks.prompted import get_prompted
         from cee_gym.traces.recordings import find_recording, shipped_backbone
         from cee_gym.training.setup import Setup
+        from cee_gym.training.token_setup import TokenSetup
         from cee_gym.training.trainer import ConsistentEETrainer
 
-        settings = hyperparameters(self.agent, self.problem.observe, self.set, seed)
+        problem = self.problem
+        if is_prompted(task):
+            problem = observing_tokens(self.agent, problem)
+        settings = hyperparameters(self.agent, problem.observe, self.set, seed)
         agent = make_agent(self.agent, **settings)
         backbone: str | Path | None = self.backbone
         if backbone is None and self.alternation.rounds and self.trace is None:
@@ -128,8 +159,18 @@ class Train:
                 "--data is text for a backbone: give --backbone too, or leave --data out to train "
                 "on a recording"
             )
-        setup = recording = None
-        if backbone is not None:
+        setup: Setup | TokenSetup | None = None
+        recording = None
+        generates = is_prompted(task)
+        if not generates or backbone is None:
+            what = "the decoder of a task of generation, to be recorded: leave it out"
+            refuse_changed(self.tokens, vars(self.tokens), what)
+        if backbone is not None and generates:
+            record = replace(self.record, seed=seed)
+            setup = TokenSetup.load(
+                get_prompted(task), str(backbone), self.data, record, self.tokens
+            )
+        elif backbone is not None:
             record = replace(self.record, seed=seed)
             setup = Setup.load(own or task_named(task), str(backbone), self.data, record)
         elif self.alternation.rounds:
@@ -152,7 +193,7 @@ class Train:
             output,
             setup=setup,
             recording=recording,
-            problem=self.problem,
+            problem=problem,
             total_timesteps=self.total_timesteps,
             alternation=self.alternation,
             metrics=metrics_of(task),

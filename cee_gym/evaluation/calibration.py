@@ -77,6 +77,16 @@ def exits_report(trace: Trace, temperatures: Sequence[float] | None) -> dict[str
     return report
 
 
+def agreement_table(trace: Trace) -> str:
+    """How often each exit of a decoder says what the full model says, as plain text."""
+    lines = ["layer  agreement  confidence"]
+    for depth, right, sure in zip(
+        trace.header.depths, trace.correct.mean(axis=0), trace.confidence.mean(axis=0), strict=True
+    ):
+        lines.append(f"{depth:5}{right:11.3f}{sure:12.3f}")
+    return "\n".join(lines)
+
+
 def exits_table(report: dict[str, Any]) -> str:
     """The report as a table; where the exits were calibrated, after and in brackets before."""
     before = report.get("uncalibrated")

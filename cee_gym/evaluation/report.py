@@ -177,7 +177,8 @@ def label(speed: Speed) -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as a table of plain text."""
-    names = list(dict.fromkeys(["accuracy", *results["metrics"]]))
+    metrics = results["metrics"]
+    names = list(dict.fromkeys(metrics if "agreement" in metrics else ["accuracy", *metrics]))
     head = [results["agent"], "leaves above", *names, "exit layer", "saved layers"]
     head += ["layer speed-up", "return"]
     held = {row_of(id, point): _held(point) for id, point in results["points"].items()}
@@ -187,6 +188,32 @@ def table(results: Mapping[str, Any]) -> str:
             *([row, held.get(row, ""), *_cells(p, names)] for row, p in rows(results).items()),
         ]
     )
+
+
+def live_lines(results: Mapping[str, Any]) -> str:
+    """What tokens came to while the decoder ran, under state copying, as plain text.
+
+    Beside each is what the trace says of the same policy; the difference is the copy gap.
+    """
+    if not results.get("live"):
+        return ""
+    cells = [["live", "agreement", "by trace", "perplexity", "exit layer", "saved layers"]]
+    for name, live in results["live"].items():
+        if name in results["points"]:
+            traced = results["points"][name]["measured"][results["split"]]["accuracy"]
+        else:
+            traced = results["full_depth"]["accuracy"]
+        cells.append(
+            [
+                name.replace("_", " "),
+                f"{live['agreement']:.3f} ± {live['error']:.3f}",
+                f"{traced:.3f}",
+                f"{live['perplexity']:.2f}",
+                f"{live['mean_exit_layer']:.2f}",
+                f"{live['saved_layers']:.1%}",
+            ]
+        )
+    return "\n" + aligned(cells) + "\n± is the standard error over texts."
 
 
 def class_tables(results: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ among those it hands back, and what a layer would write for a token that did not
 calling the layer with a cache that notes keys and values and raises.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -116,27 +116,31 @@ class SlotCache(Cache):
         self.start, self.places, self.end, self.rows = start, start, start + length, rows
 
 
-def take_rows(calls: Sequence[LayerCall], rows: torch.Tensor, size: int) -> list[LayerCall]:
-    """The calls of some layers for some rows of a batch of `size` rows.
+def rows_of(rows: torch.Tensor, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What takes some rows, int64 `[n]`, of each tensor that layers are given.
+
+    Args:
+        rows: of the batch.
+        size: of the batch.
 
     Raises:
-        BackboneError: if a tensor they are given has neither one row nor as many as the batch.
+        BackboneError: when called, if a tensor has neither one row nor as many as the batch.
     """
     done: dict[int, torch.Tensor] = {}
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape[0] not in (1, size):
-            raise BackboneError(
-                f"the layers of this backbone are given a tensor {list(tensor.shape)} in a batch "
-                f"of {size}, from which rows that have left cannot be taken"
-            )
         if tensor.shape[0] != size:
+            if tensor.shape[0] != 1:
+                raise BackboneError(
+                    f"the layers of this backbone are given a tensor {list(tensor.shape)} in a "
+                    f"batch of {size}, from which rows that have left cannot be taken"
+                )
             return tensor
         if id(tensor) not in done:  # most layers are given the same tensors
             done[id(tensor)] = tensor.index_select(0, rows)
         return done[id(tensor)]
 
-    return [mapped(call, take) for call in calls]
+    return take
 
 
 def mapped(call: LayerCall, function: Callable[[torch.Tensor], torch.Tensor]) -> LayerCall:

@@ -1,6 +1,8 @@
 """What a policy comes to while the model runs: one parallel pass over texts under state copying."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,30 +14,44 @@ from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import policy_leave
 from cee_gym.generation.forced import Leave, among, at_exits, forward_with_exits
 from cee_gym.policies.base import ExitPolicy
+from cee_gym.runs import kept_policies
+from cee_gym.traces.recordings import open_split
 from cee_gym.traces.tokens import TOKENS_AT_A_TIME
 
 
-def measure_live(
+class LiveTexts(NamedTuple):
+    """What the answers of N texts came to, summed over the tokens of each.
+
+    Attributes:
+        tokens: int64 `[N]`.
+        right: float64 `[N]`, how many were what counts as right.
+        loss: float64 `[N]`, of the text, in nats.
+        depth: float64 `[N]`, layers run.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    right: npt.NDArray[np.float64]
+    loss: npt.NDArray[np.float64]
+    depth: npt.NDArray[np.float64]
+
+
+def run_live(
     decoder: MultiExitDecoder,
     policy: ExitPolicy | None,
     text: TokenSequences,
     answers: npt.NDArray[np.integer[Any]],
     *,
     batch_size: int = 8,
-) -> dict[str, Any]:
+) -> LiveTexts:
     """Runs the answers of some texts, each token only as deep as the policy lets it.
 
     Args:
         decoder: in eval mode.
         policy: at one speed; None for full depth.
         text: the texts.
-        answers: integers `[N]`, for each token of the answers what counts as right: the labels of
-            a trace of the same texts.
+        answers: integers, for each token of the answers what counts as right: the labels of a trace
+            of the same texts.
         batch_size: texts at a time.
-
-    Returns:
-        JSON-able: `tokens`, `agreement` with `answers` and its standard `error` over texts,
-        `perplexity` of the text, `mean_exit_layer`, `saved_layers`.
     """
     leave: Leave = (
         at_exits(torch.tensor(decoder.num_layers))
@@ -60,15 +76,53 @@ def measure_live(
             for sums, values in ((right, said == wanted), (loss, nats), (depth, layers)):
                 sums[rows] = np.bincount(owner, values.astype(float), len(rows))
             progress.update(len(rows))
-    tokens = int(counts.sum())
-    agreement, mean_depth = right.sum() / tokens, depth.sum() / tokens
+    return LiveTexts(counts, right, loss, depth)
+
+
+def measure_live(
+    decoder: MultiExitDecoder,
+    policy: ExitPolicy | None,
+    text: TokenSequences,
+    answers: npt.NDArray[np.integer[Any]],
+) -> dict[str, Any]:
+    """What `run_live` comes to.
+
+    Returns:
+        JSON-able: `tokens`, `agreement` with `answers` and its standard `error` over texts,
+        `perplexity` of the text, `mean_exit_layer`, `saved_layers`.
+    """
+    found = run_live(decoder, policy, text, answers)
+    tokens = int(found.tokens.sum())
+    mean_depth = float(found.depth.sum() / tokens)
     return {
         "tokens": tokens,
-        "agreement": float(agreement),
-        "error": error_of_ratio(right, counts),
-        "perplexity": float(np.exp(loss.sum() / tokens)),
-        "mean_exit_layer": float(mean_depth),
-        "saved_layers": float(1 - mean_depth / decoder.depths[-1]),
+        "agreement": float(found.right.sum() / tokens),
+        "error": error_of_ratio(found.right, found.tokens),
+        "perplexity": float(np.exp(found.loss.sum() / tokens)),
+        "mean_exit_layer": mean_depth,
+        "saved_layers": 1 - mean_depth / decoder.depths[-1],
+    }
+
+
+def live_points(
+    weights: Path, recording: Path, split: str, policy: ExitPolicy, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What full depth and every operating point of a report come to live; see `measure_live`.
+
+    Args:
+        weights: of the decoder.
+        recording: with the texts of the split.
+        split: to measure on.
+        policy: at its own speed.
+        results: of `cee_gym.evaluation.report.report`.
+    """
+    decoder = MultiExitDecoder.load(weights).eval()
+    text = TokenSequences.load(recording / f"tokens-{split}.safetensors")
+    answers = open_split(recording, split).labels
+    held = kept_policies(policy, results["points"])
+    return {
+        "full_depth": measure_live(decoder, None, text, answers),
+        **{name: measure_live(decoder, at, text, answers) for name, at in held.items()},
     }
 
 

@@ -11,7 +11,7 @@ import torch
 
 from cee_gym.backbones.layers import LayerCall
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.cache import Projection, SlotCache, mapped, take_rows
+from cee_gym.generation.cache import Projection, SlotCache, mapped, rows_of
 from cee_gym.generation.decisions import Decisions, Path
 from cee_gym.generation.forced import planned_calls
 
@@ -179,17 +179,19 @@ class CopySteps(Steps):
         decoder, size = self.decoder, len(ids)
         hidden, calls = self._begin(ids[:, None], column, rows)
         positions = self.positions[:, column] if rows is None else self.positions[rows, column]
-        remaining, whole = list(calls), calls
         here = torch.arange(size, device=ids.device)
         given = here if rows is None else rows
         answers, path = _Answers(decoder, size), Path(decoder)
         left_with = hidden.new_empty(size, hidden.shape[2])
         depth_left = torch.full((size,), self.num_backbone_layers, device=ids.device)
-        exit = 0
+        exit, narrowed = 0, None
         for depth in range(1, self.num_backbone_layers + 1):
             if self._pending[depth - 1]:
                 self._fill_pending(depth)
-            hidden = remaining[depth - 1](hidden)
+            call = calls[depth - 1]
+            if narrowed is not None:
+                call = mapped(call, narrowed)
+            hidden = call(hidden)
             self.work.layers += len(here)
             if depth != decoder.depths[exit]:
                 continue
@@ -213,16 +215,16 @@ class CopySteps(Steps):
             answers.leave(theirs, exit, hidden[out, 0], _only(path, out))
             path.keep(stay)
             hidden = hidden[stay]
-            remaining[depth:] = take_rows(remaining[depth:], stay, len(here))
             here = here[stay]
+            narrowed = rows_of(here, size)
             self.cache.rows = given[here]
         self.work.heads += path.heads
         logits = answers.logits(self.work)
         if self.size == 1:
             for layer in range(int(depth_left[0]), self.num_backbone_layers):
-                self._pending[layer].append((column, left_with, whole[layer]))
+                self._pending[layer].append((column, left_with, calls[layer]))
         else:
-            self._fill(left_with, depth_left, whole, given, column)
+            self._fill(left_with, depth_left, calls, given, column)
         return Step(logits, answers.exits)
 
     def _fill_pending(self, depth: int) -> None:
@@ -243,15 +245,20 @@ class CopySteps(Steps):
         rows: torch.Tensor,
         column: int,
     ) -> None:
-        depths = depth_left.tolist()
-        for depth in range(min(depths) + 1, self.num_backbone_layers + 1):
-            lacking = torch.tensor([i for i, d in enumerate(depths) if d < depth])
-            lacking = lacking.to(rows.device)
-            (call,) = take_rows(calls[depth - 1 : depth], lacking, len(depths))
-            keys, values = self._project(call, left_with[lacking][:, None])
+        order = depth_left.argsort()
+        depths, states, rows = depth_left[order].tolist(), left_with[order][:, None], rows[order]
+        count, call_rows, part = 0, None, states
+        for depth in range(depths[0] + 1, self.num_backbone_layers + 1):
+            before = count
+            while count < len(depths) and depths[count] < depth:
+                count += 1
+            if count != before:
+                call_rows, part = rows_of(order[:count], len(depths)), states[:count]
+            assert call_rows is not None
+            keys, values = self._project(mapped(calls[depth - 1], call_rows), part)
             layer = self.cache.layers[depth - 1]
-            layer.write(keys, values, rows[lacking], column)  # type: ignore[union-attr]
-            self.work.fills += len(lacking)
+            layer.write(keys, values, rows[:count], column)  # type: ignore[union-attr]
+            self.work.fills += count
 
 
 class RecomputeSteps(Steps):

@@ -53,6 +53,8 @@ def build_command(id: str) -> str:
     """The command that records a benchmark."""
     if shipped_backbone(id) is not None:
         return f"cee-gym build {id}"
+    if "LLaMA" in id:
+        return f"cee-gym build {id} --backbone DIR_OR_HUB_NAME_OR_GGUF --data DIR_OR_FILE"
     return f"cee-gym build {id} --backbone google-bert/bert-base-uncased --data DIR_OR_HUB_NAME"
 
 

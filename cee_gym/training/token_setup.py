@@ -2,56 +2,22 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cee_gym.backbones.tokens import Rows, TokenSequences, encode_examples
-from cee_gym.errors import BackboneError, CeeGymError, check_number
+from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits, load_lm_tokenizer
 from cee_gym.tasks.prompted import Example, PromptedTask, load_examples
-from cee_gym.training.config import FitConfig, RecordConfig, refuse_changed
+from cee_gym.training.config import RecordConfig, TokenConfig, refuse_changed
 from cee_gym.training.partition import DEPLOYED, partition
 
 USUAL_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class TokenConfig:
-    """How exits of a decoder are made; for generation only.
-
-    Attributes:
-        exits: the layers with an exit, the last among them; about eight, evenly spaced, by default.
-        adapter_rank: of the adapter before the norm and LM head of each exit; 0 for none.
-        adapters: of their training.
-        loss: what exits learn: to say what the last layer says (`kl`), or the text (the paper's
-            `cross_entropy`).
-        lora_rank: of the LoRA that a backbone phase trains; 0 trains all weights.
-        target: when an exit is right: where it says what the full model says (`full_depth`), or
-            what the text says (`gold`).
-        rows: use at most so many texts of train, and a quarter as many of dev.
-    """
-
-    exits: tuple[int, ...] | None = None
-    adapter_rank: int = 64
-    adapters: FitConfig = field(
-        default_factory=lambda: FitConfig(epochs=4, batch_size=8, learning_rate=3e-3)
-    )
-    loss: Literal["kl", "cross_entropy"] = "kl"
-    lora_rank: int = 0
-    target: Literal["full_depth", "gold"] = "full_depth"
-    rows: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("adapter_rank", self.adapter_rank, 0)
-        check_number("lora_rank", self.lora_rank, 0)
-        if self.rows is not None:
-            check_number("rows", self.rows, 8)
-        self.adapters.check("adapters")
 
 
 class Shares(NamedTuple):

@@ -19,7 +19,7 @@ from cee_gym.policies.base import ExitPolicy
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
 from cee_gym.traces.recordings import open_split, recorded_splits
-from cee_gym.training.config import AlternationConfig
+from cee_gym.training.config import AlternationConfig, refuse_changed
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
 from cee_gym.training.setup import Setup
@@ -148,6 +148,12 @@ class ConsistentEETrainer:
         assert self.problem.observe is not None
         parts = tuple(part.rpartition(":")[2] for part in self.problem.observe)
         self.agent.check_observe(parts)
+        if isinstance(self.setup, TokenSetup):
+            refuse_changed(
+                self.alternation,
+                ["backbone_loss", "phases"],
+                "classifiers: a decoder is trained at the exits its policy takes, in turn with it",
+            )
         together = self.alternation.rounds and self.alternation.phases == "together"
         if together and not isinstance(self.agent, GradientAgent):
             raise CeeGymError(
@@ -217,7 +223,10 @@ class ConsistentEETrainer:
             name=self.agent.name,
         )
         if isinstance(self.setup, TokenSetup):
-            results["live"] = live_report(self.agent.policy, here, recording)
+            from cee_gym.generation.live import live_points
+
+            weights = here / "models" / DEPLOYED
+            results["live"] = live_points(weights, recording, "dev", self.agent.policy, results)
         self._log_evaluation(results, number, logger)
         write_document(evaluation, results)
         # The next round has its own; a backbone is large.
@@ -274,27 +283,6 @@ def held(policy: ExitPolicy) -> ExitPolicy:
     if policy.has_every_price and policy.alpha is None:
         return replace(policy, alpha=sum(policy.alpha_range) / 2)
     return policy
-
-
-def live_report(policy: ExitPolicy, here: Path, recording: Path) -> dict[str, Any]:
-    """What a policy comes to on dev while the decoder runs; see `measure_live`.
-
-    Args:
-        policy: of the round.
-        here: the directory of the round.
-        recording: of the round.
-    """
-    from cee_gym.backbones.tokens import TokenSequences
-    from cee_gym.exits.lm_head import MultiExitDecoder
-    from cee_gym.generation.live import measure_live
-
-    decoder = MultiExitDecoder.load(here / "models" / DEPLOYED).eval()
-    text = TokenSequences.load(recording / "tokens-dev.safetensors")
-    answers = open_split(recording, "dev").labels
-    return {
-        "full_depth": measure_live(decoder, None, text, answers),
-        "own": measure_live(decoder, held(policy), text, answers),
-    }
 
 
 def own_point(results: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""Seconds of a decoding step with early exits, against the faster way of running all layers.
+
+Exits are drawn for each token and row, with the same chance at each exit, and a linear map of the
+state is paid for at each of them. Prompts are one token long, so that there is no prefill. One
+thread; CPU time of the process and wall time; settings take turns, and medians are reported.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.generation_decode [SMOLLM2_DIR]
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any, Self
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.common import write
+from cee_gym.exits.lm_head import MultiExitDecoder, load_causal_lm
+from cee_gym.generation import EarlyExitDecoding
+from cee_gym.generation.pipeline import never
+from cee_gym.observation import Layout, Sizes, layout_of
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.score import Floats, LayerScores, Score, register_policy
+
+TURNS, NEW = 7, 48
+BATCHES, SPEEDUPS = (1, 16), (1.5, 2.0)
+
+
+@register_policy("drawn")
+class Drawn(Score):
+    """A linear map of the state, and a draw that decides whatever it says."""
+
+    reads = ("hidden",)
+
+    def __init__(self, chance: float, width: int) -> None:
+        self.chance = chance
+        self.linear = torch.nn.Linear(width, 1)
+        self.rng = np.random.default_rng(0)
+
+    def scores(self, observations: Floats, layout: Layout) -> Floats:
+        """Not used: a decoder asks the decider."""
+        raise NotImplementedError
+
+    def decider(
+        self, layout: Layout, threshold: float, device: torch.device
+    ) -> tuple[tuple[str, ...], LayerScores, float]:
+        """Above 1 - chance as often as chance says."""
+
+        def scores(hidden: torch.Tensor, layer: int) -> torch.Tensor:
+            drawn = torch.from_numpy(self.rng.random(len(hidden), dtype=np.float32))
+            return drawn + 0 * self.linear(hidden)[:, 0]
+
+        return self.reads, scores, 1 - self.chance
+
+    def settings(self) -> dict[str, Any]:
+        """The chance."""
+        return {"chance": self.chance}
+
+    @classmethod
+    def restore(
+        cls,
+        settings: Mapping[str, Any],
+        tensors: dict[str, torch.Tensor],
+        layout: Layout,
+        alpha_range: tuple[float, float],
+    ) -> Self:
+        """Is not saved."""
+        raise NotImplementedError
+
+
+def drawn(decoder: MultiExitDecoder, speedup: float) -> ExitPolicy:
+    """A policy whose layer speed-up is this one on average."""
+    depths = np.array(decoder.depths)
+
+    def mean_depth(chance: float) -> float:
+        stay = (1 - chance) ** np.arange(len(depths))
+        share = stay * np.where(np.arange(len(depths)) < len(depths) - 1, chance, 1.0)
+        return float(share @ depths)
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_depth(middle) > depths[-1] / speedup else (low, middle)
+    sizes = Sizes(decoder.num_layers, decoder.width, decoder.num_labels)
+    return ExitPolicy(Drawn(low, decoder.width), layout_of(("hidden",), sizes))
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """CPU and wall seconds."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def measure(name: str, model: PreTrainedModel, depths: tuple[int, ...] | None) -> dict[str, Any]:
+    """One model at all batch sizes and speed-ups."""
+    decoder = MultiExitDecoder(model.eval(), depths, adapter_rank=16)
+    out: dict[str, Any] = {"layers": decoder.depths[-1], "exits": list(decoder.depths)}
+    for batch in BATCHES:
+        ids = torch.randint(3, 1000, (batch, 1), generator=torch.Generator().manual_seed(0))
+        given: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": NEW,
+            "min_new_tokens": NEW,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
+        decodings = {
+            "own full depth": EarlyExitDecoding(never(decoder)),
+            **{
+                f"{cache} at {speedup}": EarlyExitDecoding(drawn(decoder, speedup), cache=cache)
+                for speedup in SPEEDUPS
+                for cache in ("copy", "recompute")
+            },
+        }
+        runs: dict[str, Callable[[], Any]] = {"generate": lambda g=given: decoder.generate(**g)}
+        for label, decoding in decodings.items():
+            runs[label] = lambda d=decoding, g=given: decoder.generate(**g, custom_generate=d)
+        for run in runs.values():
+            run()
+        seconds: dict[str, list[tuple[float, float]]] = {label: [] for label in runs}
+        work: dict[str, list[Any]] = {label: [] for label in decodings}
+        for _ in range(TURNS):
+            for label, run in runs.items():
+                seconds[label].append(timed(run))
+                if label in decodings:
+                    work[label].append(decodings[label].exits)
+        of: dict[str, Any] = {}
+        for label, times in seconds.items():
+            cpu, wall = (1000 * median(t) / NEW for t in zip(*times, strict=True))
+            of[label] = {"cpu_ms_a_step": cpu, "wall_ms_a_step": wall}
+        full = min(of["generate"]["cpu_ms_a_step"], of["own full depth"]["cpu_ms_a_step"])
+        wall = min(of["generate"]["wall_ms_a_step"], of["own full depth"]["wall_ms_a_step"])
+        curve = rows_curve(decoder) if batch > 1 else None
+        for label, exits in work.items():
+            if label == "own full depth":
+                continue
+            speedup = decoder.depths[-1] / np.mean([e.mean_exit_layer for e in exits])
+            row = of[label]
+            row["layer_speedup"] = float(speedup)
+            row["layers_run_a_token"] = float(np.mean([e.layers_run / e.tokens for e in exits]))
+            row["heads_a_token"] = float(np.mean([e.heads_evaluated / e.tokens for e in exits]))
+            row["fills_a_token"] = float(np.mean([e.fills / e.tokens for e in exits]))
+            row["wall_clock_speedup_cpu"] = full / row["cpu_ms_a_step"]
+            row["wall_clock_speedup"] = wall / row["wall_ms_a_step"]
+            row["ratio_cpu"] = row["wall_clock_speedup_cpu"] / speedup
+            row["ratio"] = row["wall_clock_speedup"] / speedup
+            if curve is not None and label.startswith("copy"):
+                row["ceiling"] = ceiling(curve, exits, decoder.depths[-1], batch)
+                row["of_ceiling_cpu"] = row["wall_clock_speedup_cpu"] / row["ceiling"]
+            print(name, batch, label, {k: round(v, 3) for k, v in row.items()}, flush=True)
+        out[f"batch {batch}"] = {**of, "layer_ms_by_rows": curve}
+    return out
+
+
+def rows_curve(decoder: MultiExitDecoder) -> dict[int, float]:
+    """CPU milliseconds of one decoding step at full depth, by rows."""
+    found = {}
+    given: dict[str, Any] = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    for rows in (1, 2, 4, 6, 8, 12, 16):
+        ids = torch.randint(3, 1000, (rows, 1))
+        decoding = EarlyExitDecoding(never(decoder))
+
+        def run(ids: torch.Tensor = ids, decoding: EarlyExitDecoding = decoding) -> None:
+            decoder.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pad_token_id=0,
+                custom_generate=decoding,
+                **given,
+            )
+
+        run()
+        found[rows] = 1000 * median(timed(run)[0] for _ in range(5)) / 24
+    return found
+
+
+def ceiling(curve: dict[int, float], exits: list[Any], layers: int, batch: int) -> float:
+    """The speed-up that the measured cost by rows allows, if nothing else cost anything."""
+    rows = np.array(list(curve))
+    cost = np.array(list(curve.values()))
+    steps = []
+    for one in exits:
+        running = (one.exit_layer[:, :, None] >= np.arange(1, layers + 1)).sum(0)  # [new, layers]
+        taken = np.where(running > 0, np.interp(running, rows, cost), 0.0)
+        steps.append(taken.sum(1).mean() / layers)
+    return float(np.interp(batch, rows, cost) / np.mean(steps))
+
+
+def random_llama(heads: int, grouped: int) -> PreTrainedModel:
+    """12 layers, 512 wide."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=12,
+        num_attention_heads=heads,
+        num_key_value_heads=grouped,
+        max_position_embeddings=512,
+        eos_token_id=None,
+        bos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {
+        "load": os.getloadavg()[0],
+        "new_tokens": NEW,
+        "turns": TURNS,
+        "12x512, 8 heads, 2 of keys": measure("GQA", random_llama(8, 2), tuple(range(1, 13))),
+        "12x512, 8 heads": measure("MHA", random_llama(8, 8), tuple(range(1, 13))),
+    }
+    smol = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CEE_GYM_SMOLLM2")
+    if smol is None:
+        print("SmolLM2 is left out: give its directory or .gguf file")
+    else:
+        results["SmolLM2-135M"] = measure("SmolLM2", load_causal_lm(smol), None)
+    write("generation_decode", results)
+
+
+if __name__ == "__main__":
+    main()
