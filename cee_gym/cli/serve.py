@@ -13,6 +13,8 @@ from cee_gym.errors import CeeGymError, check_number
 class Serve:
     """Serves a model and its exit policy over HTTP: POST /predict, GET /health, GET /metrics.
 
+    A decoder answers POST /generate instead, piece by piece where "stream" is true.
+
     SIGTERM and Ctrl-C stop it once everything that was accepted is answered. The head of a request
     has 30 seconds to arrive before its connection is closed, and its body 30 more before it is
     refused. There is no authentication, so it listens on the local host only unless told otherwise.
@@ -42,7 +44,11 @@ class Serve:
         """Loads the model, then serves until it is told to stop."""
         import torch
 
+        from cee_gym.exits.lm_head import has_exits
+        from cee_gym.generation.pipeline import EarlyExitTextGeneration
         from cee_gym.inference.pipeline import EarlyExitPipeline
+        from cee_gym.inference.pretrained import locate, weights_in
+        from cee_gym.serving.generation import make_generation_app
         from cee_gym.serving.server import full_depth, make_app, serve
 
         quiet_transformers()
@@ -51,6 +57,12 @@ class Serve:
         if self.threads is not None:
             check_number("--threads", self.threads, 1)
             torch.set_num_threads(self.threads)
+        if has_exits(weights_in(locate(self.model))):
+            generator = EarlyExitTextGeneration.from_pretrained(
+                self.model, full_depth=self.full_depth, **vars(self.speed)
+            )
+            serve(make_generation_app(generator), self.host, self.port)
+            return
         pipeline = EarlyExitPipeline.from_pretrained(self.model, **vars(self.speed))
         if self.full_depth:
             pipeline = full_depth(pipeline)

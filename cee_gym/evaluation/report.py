@@ -247,7 +247,7 @@ def class_tables(results: Mapping[str, Any]) -> str:
 
 def rows(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The points of the table, by the name of their row."""
-    layers = enumerate(results["fixed_layers"][:-1], start=1)
+    layers = [(f"{point['mean_exit_layer']:g}", point) for point in results["fixed_layers"][:-1]]
     return {
         "full depth": results["full_depth"],
         **{f"fixed layer {layer}": point for layer, point in layers},

@@ -4,13 +4,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cee_gym.errors import CeeGymError, check_number
-from cee_gym.serving.service import Service
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class Limits:
             )
 
 
+class Guarded(Protocol):
+    """What `Guard` asks of a service.
+
+    Attributes:
+        draining: whether the server is about to stop.
+        metrics: counts answers to /predict.
+    """
+
+    draining: bool
+    metrics: Any
+
+
 class Guard:
     """Refuses bodies that are too large or too slow, counts answers, says goodbye at the end.
 
@@ -51,7 +63,7 @@ class Guard:
         limits: of a body.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, service: Guarded, limits: Limits) -> None:
         self._app = app
         self._service = service
         self._limits = limits

@@ -89,7 +89,7 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
+        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, in_words(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def unread(request: Request, error: HTTPException) -> JSONResponse:
@@ -100,11 +100,11 @@ def make_app(
 
     @app.exception_handler(CeeGymError)
     async def refused(request: Request, error: CeeGymError) -> JSONResponse:
-        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _failure(
+        return failure(
             HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed on this request; its log says more"
         )
 
@@ -160,11 +160,12 @@ def full_depth(pipeline: EarlyExitPipeline) -> EarlyExitPipeline:
     return EarlyExitPipeline(model, pipeline.tokenizer, never_leaving(sizes))
 
 
-def _failure(status: HTTPStatus, detail: str) -> JSONResponse:
+def failure(status: HTTPStatus, detail: str) -> JSONResponse:
+    """The answer to a request that is refused."""
     return JSONResponse({"detail": detail}, status)
 
 
-def _in_words(error: dict[str, Any]) -> str:
+def in_words(error: dict[str, Any]) -> str:
     """One line for what pydantic found: `texts[3]: Input should be a valid string`."""
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']} (character {error['loc'][1]})"
