@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.common import write
 from cee_gym.exits.lm_head import MultiExitDecoder, load_causal_lm
 from cee_gym.generation import EarlyExitDecoding
-from cee_gym.generation.pipeline import never
+from cee_gym.generation.text_generation import never
 from cee_gym.observation import Layout, Sizes, layout_of
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.score import Floats, LayerScores, Score, register_policy

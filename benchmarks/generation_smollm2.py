@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.common import write
 from benchmarks.generation_stories import learned
-from cee_gym.backbones.tokens import TokenSequences
+from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.evaluation.text import bert_score, rouge
 from cee_gym.exits.lm_head import MultiExitDecoder, load_lm_tokenizer
 from cee_gym.generation import EarlyExitDecoding
 from cee_gym.generation.live import measure_live
-from cee_gym.generation.pipeline import never
+from cee_gym.generation.text_generation import never
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem

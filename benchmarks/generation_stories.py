@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common import write
 from cee_gym.agents.registry import make_agent
-from cee_gym.backbones.tokens import TokenSequences
+from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.live import LiveTexts, run_live

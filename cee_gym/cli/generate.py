@@ -15,7 +15,7 @@ from cee_gym.errors import CeeGymError, first_line
 
 if TYPE_CHECKING:
     from cee_gym.generation.decoding import CachePolicy
-    from cee_gym.generation.pipeline import EarlyExitTextGeneration
+    from cee_gym.generation.text_generation import EarlyExitTextGeneration
 else:
     from typing import Literal
 
@@ -68,7 +68,7 @@ class Generate:
         """Generates, and says what it took on the standard error."""
         import torch
 
-        from cee_gym.generation.pipeline import EarlyExitTextGeneration
+        from cee_gym.generation.text_generation import EarlyExitTextGeneration
 
         quiet_transformers()
         if self.output != _STANDARD and self.output.exists():

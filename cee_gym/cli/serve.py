@@ -45,7 +45,7 @@ class Serve:
         import torch
 
         from cee_gym.exits.lm_head import has_exits
-        from cee_gym.generation.pipeline import EarlyExitTextGeneration
+        from cee_gym.generation.text_generation import EarlyExitTextGeneration
         from cee_gym.inference.pipeline import EarlyExitPipeline
         from cee_gym.inference.pretrained import locate, weights_in
         from cee_gym.serving.generation import make_generation_app

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from cee_gym.backbones.tokens import TokenSequences
+from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import policy_leave
 from cee_gym.generation.forced import Leave, among, at_exits, forward_with_exits

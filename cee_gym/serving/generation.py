@@ -28,7 +28,7 @@ except ImportError as error:
 
 import torch
 
-from cee_gym.generation.pipeline import EarlyExitTextGeneration, Generated
+from cee_gym.generation.text_generation import EarlyExitTextGeneration, Generated
 from cee_gym.policies.speeds import Speed
 from cee_gym.serving.limits import Guard, Limits
 from cee_gym.serving.schemas import Failure

@@ -12,7 +12,7 @@ import torch
 from array_api_compat import torch as xp
 from tqdm import tqdm
 
-from cee_gym.backbones.tokens import Rows, TokenSequences
+from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.forced import Leave, among, forward_with_exits
 from cee_gym.traces.header import TraceHeader

@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import Logger
 from torch.nn import functional
 from tqdm import tqdm
 
-from cee_gym.backbones.tokens import Rows, TokenSequences
+from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits

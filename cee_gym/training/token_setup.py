@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cee_gym.backbones.tokens import Rows, TokenSequences, encode_examples
+from cee_gym.backbones.sequences import Rows, TokenSequences, encode_examples
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits, load_lm_tokenizer
 from cee_gym.tasks.prompted import Example, PromptedTask, load_examples

@@ -8,7 +8,7 @@ from typing import Any, Self, TypedDict
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextStreamer
 
-from cee_gym.backbones.tokens import prompt_ids
+from cee_gym.backbones.sequences import prompt_ids
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits, load_lm_tokenizer
