@@ -3,11 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo demo-generation test test-all lint format clean
 
 demo: .venv/installed
 	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
 	$(BIN)/cee-gym evaluate runs/demo
+
+demo-generation: .venv/installed
+	$(BIN)/cee-gym train EarlyExit-TinyLLaMA-Stories --agent longstaff-schwartz --alpha 0.1 --observe hidden layer confidence margin --rounds 1 --backbone.learning-rate 1e-3 --output runs/demo-generation --resume
+	$(BIN)/cee-gym evaluate runs/demo-generation
+	$(BIN)/cee-gym generate runs/demo-generation --prompt "Once upon a time" --max-new-tokens 120 --coloured
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" --doctest-modules cee_gym tests

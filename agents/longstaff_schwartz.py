@@ -62,7 +62,9 @@ class LongstaffSchwartz(NetworkAgent):
         observations = torch.from_numpy(np.array(problem.observe(alpha=alpha)))
         seen = network.seen(self.states(observations)).numpy()
         rewards = problem.rewards(alpha)
-        weight, bias, _ = regress_backwards(seen, rewards, self.folds, self.seed, progress_bar)
+        weight, bias, _ = regress_backwards(
+            seen, rewards, self.folds, self.seed, progress_bar, problem.trace.sequence
+        )
         with torch.no_grad():
             network.weight.copy_(torch.from_numpy(weight))
             network.bias.copy_(torch.from_numpy(bias))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
+from cee_gym.intervals import error_of_ratio, parts_of
 from cee_gym.problem import Problem, shared_problem
 from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import regress_backwards
@@ -152,25 +153,31 @@ def headroom(
 
     fixed = np.empty(len(rewards), dtype=np.int64)
     threshold = fixed.copy()
-    for others, part in _parts(len(reported_on), None if chosen_on is None else len(chosen_on)):
+    sequence = reported_on.trace.sequence
+    before = None if chosen_on is None else len(chosen_on)
+    for others, part in _parts(len(reported_on), before, sequence):
         fixed[part] = rewards[others].mean(axis=0).argmax() + 1
         best = best_threshold(confidence[others], rewards[others])
         threshold[part] = first_exit(confidence[part].astype(np.float64) > best)
     if chosen_on is None:
-        learned = regress_backwards(states, rewards, FOLDS, _SEED).exits
+        learned = regress_backwards(states, rewards, FOLDS, _SEED, groups=sequence).exits
     else:
         first = slice(0, len(chosen_on))
-        learned = regress_backwards(states[first], rewards[first], FOLDS, _SEED).exits_of(states)
+        theirs = chosen_on.trace.sequence
+        fitted = regress_backwards(states[first], rewards[first], FOLDS, _SEED, groups=theirs)
+        learned = fitted.exits_of(states)
     bound = regress_backwards(states, rewards, 1, _SEED).exits
 
+    depths = reported_on.trace.depths
+
     def gain(a: Ints, b: Ints) -> Gain:
-        return Gain(*_mean(_at(rewards[own], a[own]) - _at(rewards[own], b[own])))
+        return Gain(*_mean(_at(rewards[own], a[own]) - _at(rewards[own], b[own]), sequence))
 
     def earned(exits: Ints) -> Earned:
         return Earned(
-            *_mean(_at(rewards[own], exits[own])),
+            *_mean(_at(rewards[own], exits[own]), sequence),
             float(_at(reported_on.correct, exits[own]).mean()),
-            1 - float(exits[own].mean()) / reported_on.num_layers,
+            1 - float(depths[exits[own] - 1].mean()) / int(depths[-1]),
         )
 
     return Headroom(
@@ -213,13 +220,12 @@ def headroom_of(problem: Problem, alpha: float | None = None) -> Headroom:
     return headroom(problem, train, alpha=alpha)
 
 
-def _parts(rows: int, others: int | None) -> Iterator[tuple[Any, Any]]:
+def _parts(rows: int, others: int | None, sequence: Ints | None) -> Iterator[tuple[Any, Any]]:
     """Rows to choose on, and rows to report on; `others` stand before them, where there are any."""
     if others is not None:
         yield slice(0, others), slice(others, None)
         return
-    order = np.random.default_rng(_SEED).permutation(rows)
-    for part in np.array_split(order, min(FOLDS, rows)):
+    for part in parts_of(rows, FOLDS, _SEED, sequence):
         yield np.delete(np.arange(rows), part), part
 
 
@@ -227,6 +233,9 @@ def _at(table: npt.NDArray[Any], exits: Ints) -> npt.NDArray[np.float64]:
     return table[np.arange(len(exits)), exits - 1].astype(np.float64)
 
 
-def _mean(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The mean, and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+def _mean(values: npt.NDArray[np.float64], sequence: Ints | None) -> tuple[float, float]:
+    """The mean, and its standard error, where rows are drawn, or the texts they are tokens of."""
+    if sequence is None:
+        return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    _, text, counts = np.unique(sequence, return_inverse=True, return_counts=True)
+    return float(values.mean()), error_of_ratio(np.bincount(text, values), counts)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cee_gym.intervals import parts_of
 from cee_gym.returns import best_threshold, first_exit
 
 Floats = npt.NDArray[np.floating]
@@ -61,7 +62,12 @@ class Stopping(NamedTuple):
 
 
 def regress_backwards(
-    states: Floats, rewards: Floats, folds: int, seed: int, progress_bar: bool = False
+    states: Floats,
+    rewards: Floats,
+    folds: int,
+    seed: int,
+    progress_bar: bool = False,
+    groups: npt.NDArray[np.integer] | None = None,
 ) -> Stopping:
     """Learns where to leave.
 
@@ -72,13 +78,13 @@ def regress_backwards(
             other folds. With 1 it does, and gains what can only be known afterwards.
         seed: of the folds.
         progress_bar: show progress.
+        groups: integers `[N]`; instances of one group are in one fold.
 
     Returns:
         Weights and biases, fitted to all, of the advantage of leaving in units of its deviation.
     """
     num_instances, num_layers, width = states.shape
-    order = np.random.default_rng(seed).permutation(num_instances)
-    parts = np.array_split(order, min(folds, num_instances)) if folds > 1 else []
+    parts = parts_of(num_instances, folds, seed, groups) if folds > 1 else []
     layers = range(num_layers - 2, -1, -1)
     if progress_bar:
         from tqdm import tqdm

@@ -38,6 +38,8 @@ class Build:
         columns: of text of your own.
         record: how to warm up and record.
         tokens: how exits of a decoder are made.
+        under: for generation, a run or a policy under whose exits, by state copying, it is
+            recorded; by default it is at full depth.
         output: where to record to; by default ID, or own/DATA, in the folder of recordings,
             $CEE_GYM_HOME.
     """
@@ -48,11 +50,13 @@ class Build:
     columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
     record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
     tokens: Annotated[TokenConfig, tyro.conf.arg(name="")] = field(default_factory=TokenConfig)
+    under: Path | None = None
     output: Path | None = None
 
     def run(self) -> None:
         """Builds."""
         from cee_gym.evaluation.calibration import agreement_table, exits_table
+        from cee_gym.inference.pretrained import load_policy
         from cee_gym.tasks import Task
         from cee_gym.tasks.prompted import PromptedTask, get_prompted
         from cee_gym.traces.recordings import (
@@ -71,6 +75,8 @@ class Build:
         quiet_transformers()
         of_tokens = token_benchmark(self.id)
         if of_tokens is None:
+            if self.under is not None:
+                raise CeeGymError("--under is for tasks of generation: leave it out")
             refuse_changed(
                 self.tokens, vars(self.tokens), "generation; leave it out for a classifier"
             )
@@ -106,13 +112,15 @@ class Build:
             json.loads(json.dumps(asdict(self.record)))
             | ({} if of_tokens is None else {"tokens": json.loads(json.dumps(asdict(self.tokens)))})
             | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint}
+            | ({} if self.under is None else {"under": str(self.under)})
             | ({"task": task.to_json()} if id == OWN_ID else {}),
         )
         print(f"recording {id} into {target}", file=sys.stderr)
         if not (work / "recording" / "models").exists():
             if isinstance(setup, TokenSetup):
                 token_phases.warm_up(setup, work / "models")
-                token_phases.record(setup, work / "models", work / "recording")
+                policy = None if self.under is None else load_policy(self.under)
+                token_phases.record(setup, work / "models", work / "recording", policy)
             else:
                 warm_up(setup, work / "models")
                 record(setup, work / "models", work / "recording")

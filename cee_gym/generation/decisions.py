@@ -1,5 +1,6 @@
 """Asks an exit policy about tokens, and computes an LM head only where what it reads needs one."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -130,7 +131,25 @@ class Decisions:
         return self._decider.leave(self._observe(exit, path), exit)
 
     def _observe(self, exit: int, path: Path) -> torch.Tensor:
-        first = 1 if self._needs_path else exit
-        exits = range(first, exit + 1)
-        seen = _SeenToken(self.sizes, (first, exit), self._decider.alpha, path, exits)
-        return observe_last(self._decider.parts, seen)
+        decider = self._decider
+        return observe_exit(
+            decider.parts, self.sizes, exit, decider.alpha, path, whole_path=self._needs_path
+        )
+
+
+def observe_exit(
+    parts: Sequence[str], sizes: Sizes, exit: int, alpha: float, path: Path, *, whole_path: bool
+) -> torch.Tensor:
+    """What is observed of n tokens at an exit, float32 `[n, D]`.
+
+    Args:
+        parts: of an observation.
+        sizes: of the decoder.
+        exit: its number.
+        alpha: the price of one layer.
+        path: of the tokens, up to this exit.
+        whole_path: whether a part reads the exits before it.
+    """
+    first = 1 if whole_path else exit
+    exits = range(first, exit + 1)
+    return observe_last(parts, _SeenToken(sizes, (first, exit), alpha, path, exits))

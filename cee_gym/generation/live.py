@@ -13,6 +13,7 @@ from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import policy_leave
 from cee_gym.generation.forced import Leave, among, at_exits, forward_with_exits
+from cee_gym.intervals import error_of_ratio
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.runs import kept_policies
 from cee_gym.traces.recordings import open_split
@@ -124,20 +125,6 @@ def live_points(
         "full_depth": measure_live(decoder, None, text, answers),
         **{name: measure_live(decoder, at, text, answers) for name, at in held.items()},
     }
-
-
-def error_of_ratio(sums: npt.NDArray[np.floating], counts: npt.NDArray[np.integer[Any]]) -> float:
-    """The standard error of `sum(sums) / sum(counts)`, where texts are drawn, not tokens.
-
-    By the delta method (Cochran 1977, section 6.4).
-
-    Args:
-        sums: `[N]`, of a number over the tokens of each text.
-        counts: `[N]`, how many tokens.
-    """
-    ratio = sums.sum() / counts.sum()
-    residuals = sums - ratio * counts
-    return float(residuals.std(ddof=1) * len(sums) ** 0.5 / counts.sum()) if len(sums) > 1 else 0.0
 
 
 def _answers(

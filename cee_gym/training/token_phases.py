@@ -37,6 +37,7 @@ from cee_gym.training.token_setup import TokenSetup
 
 UPDATES_A_CHECKPOINT = 100
 WARMUP = 0.05
+HELD = 4.0  # weight of the last layer at full depth beside the exits that are taken
 # From token ids [B, T] and who decides, bool [B, T], to the mean loss, whose gradients are added.
 Descend = Callable[[torch.Tensor, torch.Tensor], float]
 
@@ -282,7 +283,7 @@ def _copying_descent(
         states, exits = forced.left_with[decides], forced.exits[decides]
         shown = [of_exit[decides] for of_exit in decoder(ids)]
         held = decoder.read(shown[-1]).float()
-        total = _loss(held, full, gold, "kl") / count
+        total = HELD * _loss(held, full, gold, "kl") / count
         # One of the other exits in turn, lest those that the policy seldom takes fall behind.
         turn = next(turns)
         total = (

@@ -11,7 +11,7 @@ from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.observation import Layout, Sizes, layout_of
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Rule
-from cee_gym.policies.score import Floats, register_policy
+from cee_gym.policies.score import Floats
 
 VOCABULARY, LAYERS = 50, 4
 _S: dict[str, Any] = {
@@ -77,10 +77,10 @@ def decoder_of(
     return decoder
 
 
-@register_policy("scattered")
 class Scattered(Rule):
     """Leaves as a hash of the state says: depths differ from token to token, and repeat."""
 
+    name = "scattered"
     reads = ("hidden",)
 
     def __init__(self, share: float = 0.4) -> None:

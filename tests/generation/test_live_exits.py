@@ -10,7 +10,8 @@ import torch
 from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.errors import CeeGymError
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.live import error_of_ratio, measure_live, run_live
+from cee_gym.generation.live import measure_live, run_live
+from cee_gym.intervals import error_of_ratio
 from cee_gym.runs import Run
 from cee_gym.traces.recordings import open_split
 from cee_gym.training import token_phases
