@@ -39,11 +39,13 @@ def main() -> None:
     token_phases.record(few, work / "models", work / "recording")
     for part in (work / "recording").iterdir():
         target = backbone.parent / part.name
-        if part.suffix == ".safetensors":
+        if part.suffix == ".safetensors":  # the texts, which nobody needs to learn from the traces
             continue
         if part.is_dir():
             shutil.rmtree(target, ignore_errors=True)
         part.replace(target)
+    shutil.rmtree(backbone.parent / "models", ignore_errors=True)
+    shutil.copytree(work / "models", backbone.parent / "models")
     print(np.load(backbone.parent / "dev" / "labels.npy").shape)
 
 

@@ -238,4 +238,5 @@ def _mean(values: npt.NDArray[np.float64], sequence: Ints | None) -> tuple[float
     if sequence is None:
         return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
     _, text, counts = np.unique(sequence, return_inverse=True, return_counts=True)
-    return float(values.mean()), error_of_ratio(np.bincount(text, values), counts)
+    sums: npt.NDArray[np.float64] = np.bincount(text, values).astype(np.float64)
+    return float(values.mean()), error_of_ratio(sums, counts)

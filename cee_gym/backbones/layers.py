@@ -8,8 +8,9 @@ calls; making them one by one is the model.
 """
 
 import copy
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +34,21 @@ class LayerCall:
         """Runs the layer on hidden states `[B, T, H]`."""
         output = self.layer(hidden, *self.args, **self.kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+
+def mapped(call: LayerCall, function: Callable[[torch.Tensor], torch.Tensor]) -> LayerCall:
+    """The call with every tensor it is given put through a function."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim > 0:
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(map(walk, value))
+        if isinstance(value, dict):
+            return {key: walk(part) for key, part in value.items()}
+        return value
+
+    return replace(call, args=walk(call.args), kwargs=walk(call.kwargs))
 
 
 # A context variable, so that threads sharing one model do not see each other's calls.

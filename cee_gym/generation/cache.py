@@ -143,21 +143,6 @@ def rows_of(rows: torch.Tensor, size: int) -> Callable[[torch.Tensor], torch.Ten
     return take
 
 
-def mapped(call: LayerCall, function: Callable[[torch.Tensor], torch.Tensor]) -> LayerCall:
-    """The call with every tensor it is given put through a function."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim > 0:
-            return function(value)
-        if isinstance(value, tuple):
-            return tuple(map(walk, value))
-        if isinstance(value, dict):
-            return {key: walk(part) for key, part in value.items()}
-        return value
-
-    return replace(call, args=walk(call.args), kwargs=walk(call.kwargs))
-
-
 def without_mask(call: LayerCall) -> LayerCall:
     """The call without what has four dimensions: keys and values do not depend on it."""
 

@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from array_api_compat import torch as xp
 
+from cee_gym.exits.forced import Leave
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.forced import Leave
 from cee_gym.observation import Seen, Sizes, layout_of, needs_path, observe_last
 from cee_gym.policies.base import ExitPolicy
 

@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from cee_gym.backbones.sequences import TokenSequences
+from cee_gym.exits.forced import Leave, among, at_exits, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import policy_leave
-from cee_gym.generation.forced import Leave, among, at_exits, forward_with_exits
 from cee_gym.intervals import error_of_ratio
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.runs import kept_policies

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from cee_gym.backbones.layers import LayerCall
+from cee_gym.backbones.layers import LayerCall, mapped
+from cee_gym.exits.forced import planned_calls
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.cache import Projection, SlotCache, mapped, rows_of
+from cee_gym.generation.cache import Projection, SlotCache, rows_of
 from cee_gym.generation.decisions import Decisions, Path
-from cee_gym.generation.forced import planned_calls
 
 
 @dataclass

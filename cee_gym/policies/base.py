@@ -146,6 +146,10 @@ class ExitPolicy:
             policy = replace(policy, threshold=float(threshold))
         return policy
 
+    def of_another_model(self) -> "ExitPolicy":
+        """This policy for states of any weights: whoever asks for it answers for their likeness."""
+        return replace(self, model=None)
+
     def for_budget(
         self,
         *,

@@ -13,8 +13,8 @@ from array_api_compat import torch as xp
 from tqdm import tqdm
 
 from cee_gym.backbones.sequences import Rows, TokenSequences
+from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.forced import Leave, among, forward_with_exits
 from cee_gym.traces.header import TraceHeader
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError
+from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits
 from cee_gym.generation.decisions import policy_leave
-from cee_gym.generation.forced import Leave, among, forward_with_exits
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.traces.recordings import RECORDING
 from cee_gym.traces.tokens import TOKENS_AT_A_TIME, collect_tokens
@@ -144,7 +144,7 @@ def record(
     made = read_document(models / RECIPE, "recipe", remedy="make the models again")
     reference = setup.initial_model().eval() if made.get("rounds") else None
     if policy is not None:
-        policy = ExitPolicy(**{**vars(policy), "model": None})  # the weights have moved on since
+        policy = policy.of_another_model()  # the weights have moved on since
     shares = setup.shares
     for split, source, rows in (
         ("calibration", "train", shares.calibration),

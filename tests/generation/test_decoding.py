@@ -6,10 +6,10 @@ import torch
 from transformers import TextIteratorStreamer  # noqa: F401
 
 from cee_gym.errors import CeeGymError
+from cee_gym.exits.forced import at_exits, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation import EarlyExitDecoding
 from cee_gym.generation.decisions import Decisions, Path
-from cee_gym.generation.forced import at_exits, forward_with_exits
 from tests.generation.decoders import CONFIGS, decoder_of, policy_for, prompts
 
 NEW = 12

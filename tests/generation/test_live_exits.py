@@ -112,7 +112,7 @@ def test_live_is_what_the_trace_under_the_policy_says(token_run: Path) -> None:
     from cee_gym.policies.base import ExitPolicy
 
     under = ExitPolicy.load(token_run / "round-0" / "agent")
-    under = ExitPolicy(**{**vars(under), "model": None})
+    under = under.of_another_model()
     problem = run.problem("dev")
     exits = under.exit_layers(under.scores(problem.observe()))
     live = run_live(decoder, under, text, dev.labels)

@@ -11,8 +11,8 @@ from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.guarantee import guaranteed_threshold
+from cee_gym.exits.forced import forward_with_exits
 from cee_gym.generation.decisions import policy_leave
-from cee_gym.generation.forced import forward_with_exits
 from cee_gym.traces import TraceWriter
 from cee_gym.traces.tokens import collect_tokens
 from tests.generation.decoders import decoder_of, policy_for

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cee_gym.backbones.layers import LayerCall
+from cee_gym.backbones.layers import LayerCall, mapped
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.generation.cache import mapped
 
 # From the number of an exit and the states [B, T, H] at the exits so far to who leaves,
 # bool [B, T].
