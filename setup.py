@@ -8,6 +8,7 @@ EXTRAS = {
     "serve": ["fastapi", "uvicorn", "prometheus-client"],
     "export": ["onnx", "onnxruntime", "onnxscript"],
     "generation": ["gguf>=0.10", "peft>=0.17", "rouge-score", "torchmetrics>=1.4"],
+    "lm-eval": ["lm-eval>=0.4.9"],
     "zoo": ["rl_zoo3>=2.9,<3"],
     "dev": [
         "build",
