@@ -61,7 +61,8 @@ def _accuracy(labels: Classes, predictions: Classes) -> float:
     return float((labels == predictions).mean())
 
 
-@register_metric("agreement")
+# Tokens have no classes, so no task of classification takes it.
+@register_metric("agreement", most_classes=0)
 def _agreement(labels: Classes, predictions: Classes) -> float:
     """Of tokens: the share for which an exit says what the model says at full depth."""
     return float((labels == predictions).mean())

@@ -28,6 +28,7 @@ def test_envs_lists_what_is_recorded_and_what_there_is_to_gain(own_home, capsys)
     assert list(rows) == [
         *("EarlyExit-BERT-RTE", "EarlyExit-BERT-MRPC", "EarlyExit-BERT-SST-2"),
         CLAUSES,
+        "EarlyExit-TinyLLaMA-Stories",
     ]
     env = gym.make("EarlyExit-BERT-MRPC", split="dev", observe=OBSERVE)
     found = env.unwrapped.headroom()

@@ -95,7 +95,7 @@ def test_a_warm_up_stopped_after_any_epoch_resumes_to_the_same_end(
 ) -> None:
     setup = with_config(setup, objective=objective, warm_up=DECAYING, folds=2)
     warm_up(setup, tmp_path / "whole")
-    save = fit._save
+    save = fit.save_checkpoint
     done, saved = [], {}
 
     def save_and_stop(checkpoint, parameters, optimizer, epochs_done):
@@ -105,7 +105,7 @@ def test_a_warm_up_stopped_after_any_epoch_resumes_to_the_same_end(
         raise KeyboardInterrupt
 
     # Stopped after each epoch in turn, the one between the stages among them.
-    monkeypatch.setattr(fit, "_save", save_and_stop)
+    monkeypatch.setattr(fit, "save_checkpoint", save_and_stop)
     for _ in range(20):
         try:
             warm_up(setup, tmp_path / "stopped")

@@ -95,13 +95,13 @@ def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
 
     with monkeypatch.context() as patch:
         if where == "fit":  # in the middle of the warm-up, after its first epoch
-            save = fit._save
-            patch.setattr(fit, "_save", lambda *a: (save(*a), stop()))
+            save = fit.save_checkpoint
+            patch.setattr(fit, "save_checkpoint", lambda *a: (save(*a), stop()))
         elif where == "backbone epoch":  # after the first epoch of a backbone phase
-            save = fit._save
+            save = fit.save_checkpoint
             in_warm_up = {"value": True}
             begin = trainer_module.backbone_phase
-            patch.setattr(fit, "_save", lambda *a: (save(*a), in_warm_up["value"] or stop()))
+            patch.setattr(fit, "save_checkpoint", lambda *a: (save(*a), in_warm_up["value"] or stop()))
             patch.setattr(
                 trainer_module,
                 "backbone_phase",
