@@ -135,6 +135,8 @@ def benchmark(given: str) -> tuple[str, str]:
             "what is to be recorded? Give an id (cee-gym envs lists them), or --data, --text and "
             "--label for text of your own"
         )
+    if id in TOKEN_BENCHMARKS:
+        raise CeeGymError(f"the instances of {id} are tokens, and this command is for texts")
     if id not in BENCHMARKS:
         known = [*BENCHMARKS, *TOKEN_BENCHMARKS]
         raise CeeGymError(f"unknown id {id!r}: {did_you_mean(id, known)}")

@@ -366,6 +366,11 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         if not isinstance(config, MultiExitConfig):
+            if (Path(name_or_path) / "exits.json").is_file():
+                raise BackboneError(
+                    f"the model at {name_or_path} is a decoder, which generates text and does not "
+                    "classify it: use cee-gym generate or serve"
+                )
             raise BackboneError(
                 f"the model at {name_or_path} is of type {config.model_type} and has no exits: "
                 "give one that cee-gym has trained"

@@ -18,8 +18,9 @@ from cee_gym.observation import Sizes
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import full_depth
 from cee_gym.policies.speeds import Speed
-from cee_gym.runs import CONFIG, is_run
+from cee_gym.runs import Run, is_run
 from cee_gym.tasks.prompted import PromptedTask, get_prompted
+from cee_gym.traces.recordings import open_split
 
 GENERATION = "generation.json"
 VERSION = 1
@@ -92,8 +93,12 @@ class EarlyExitTextGeneration:
                 f"{name_or_directory} holds no decoder with exits: for a classifier use cee-gym "
                 "predict or EarlyExitPipeline"
             )
-        file = directory / (CONFIG if is_run(directory) else GENERATION)
-        found = read_document(file, "description of a generator", remedy="save it again")
+        if is_run(directory):
+            task = open_split(Run.open(directory).recording, "dev").header.task
+        else:
+            file = directory / GENERATION
+            remedy = "save the generator again"
+            task = str(read_document(file, "description of a generator", remedy=remedy)["task"])
         decoder = MultiExitDecoder.load(weights).eval()
         policy, measured = find_policy(directory)
         policy, measured = measured.at(Speed(**speed), policy)
@@ -101,7 +106,7 @@ class EarlyExitTextGeneration:
             policy = never(decoder)
         policy.check_has_a_speed()
         tokenizer = load_lm_tokenizer(weights)
-        return cls(decoder, tokenizer, policy, get_prompted(str(found["task"])), measured, cache)
+        return cls(decoder, tokenizer, policy, get_prompted(task), measured, cache)
 
     def __repr__(self) -> str:
         return f"<EarlyExitTextGeneration {type(self.decoder.backbone).__name__}, {self.policy!r}>"

@@ -37,7 +37,7 @@ from cee_gym.training.token_setup import TokenSetup
 
 UPDATES_A_CHECKPOINT = 100
 WARMUP = 0.05
-HELD = 4.0  # weight of the last layer at full depth beside the exits that are taken
+HELD = 10.0  # weight of the last layer at full depth beside the exits that are taken
 # From token ids [B, T] and who decides, bool [B, T], to the mean loss, whose gradients are added.
 Descend = Callable[[torch.Tensor, torch.Tensor], float]
 

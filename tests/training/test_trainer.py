@@ -101,7 +101,9 @@ def test_a_run_that_was_stopped_anywhere_resumes_to_the_same_end(
             save = fit.save_checkpoint
             in_warm_up = {"value": True}
             begin = trainer_module.backbone_phase
-            patch.setattr(fit, "save_checkpoint", lambda *a: (save(*a), in_warm_up["value"] or stop()))
+            patch.setattr(
+                fit, "save_checkpoint", lambda *a: (save(*a), in_warm_up["value"] or stop())
+            )
             patch.setattr(
                 trainer_module,
                 "backbone_phase",
