@@ -75,6 +75,8 @@ def main(args: list[str] | None = None) -> None:
             isinstance(command, Suitability) and command.output is not None
         ):
             kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"
+        elif isinstance(command, Generate) and str(command.output) != "-":
+            kept = f"the answers so far are in {command.output}"
         elif isinstance(command, Export):
             kept = f"what there is in {command.output} is not complete: export to another directory"
         print(f"\nstopped; {kept}", file=sys.stderr)

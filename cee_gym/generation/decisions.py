@@ -31,41 +31,53 @@ class Path:
 
     Args:
         decoder: with exits.
+        remembers: whether earlier exits are read again; without it only the newest is kept.
 
     Attributes:
         heads: LM heads computed for them, one for each token and exit.
+        observed: what a policy with a memory has observed so far.
     """
 
-    def __init__(self, decoder: MultiExitDecoder) -> None:
-        self._decoder = decoder
-        self._states: list[torch.Tensor] = []
+    def __init__(self, decoder: MultiExitDecoder, remembers: bool = True) -> None:
+        self._decoder, self._remembers = decoder, remembers
+        self._states: dict[int, torch.Tensor] = {}
         self._logits: dict[int, torch.Tensor] = {}
+        self._newest = 0
         self.observed: list[torch.Tensor] = []
         self.heads = 0
 
     def show(self, states: torch.Tensor) -> None:
         """Takes the states `[n, H]` of the next exit."""
-        self._states.append(states)
+        if not self._remembers:
+            self._states.clear()
+            self._logits.clear()
+        self._newest += 1
+        self._states[self._newest] = states
 
     def states(self, exits: range) -> torch.Tensor:
         """`[n, t, H]`, of some exits, numbers from 1."""
-        return torch.stack([self._states[exit - 1] for exit in exits], dim=1)
+        if len(exits) == 1:
+            return self._states[exits[0]][:, None]
+        return torch.stack([self._states[exit] for exit in exits], dim=1)
 
     def logits(self, exit: int) -> torch.Tensor:
         """What an exit answers, `[n, C]`; computed once."""
         if exit not in self._logits:
-            states = self._states[exit - 1]
+            states = self._states[exit]
             self._logits[exit] = self._decoder.answer(states, exit).float()
             self.heads += len(states)
         return self._logits[exit]
 
-    def has_logits(self, exit: int) -> bool:
-        """Whether they are computed already."""
-        return exit in self._logits
+    def known_logits(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """What the newest exit answers for some rows, if that was computed already."""
+        found = self._logits.get(self._newest)
+        return None if found is None else found[rows]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Lets go of all tokens but these, int64 `[m]`."""
-        self._states = [states[rows] for states in self._states]
+        if not self._remembers:  # the next exit takes the place of this one
+            return
+        self._states = {exit: states[rows] for exit, states in self._states.items()}
         self._logits = {exit: logits[rows] for exit, logits in self._logits.items()}
         self.observed = [observed[rows] for observed in self.observed]
 
@@ -102,7 +114,8 @@ class Decisions:
 
     Attributes:
         sizes: of the decoder.
-        has_memory: whether the policy reads the states of earlier exits.
+        has_memory: whether the policy reads what it has observed at earlier exits.
+        remembers: whether that, or a part of an observation, reads earlier exits.
     """
 
     def __init__(self, decoder: MultiExitDecoder, policy: ExitPolicy) -> None:
@@ -114,6 +127,7 @@ class Decisions:
         self._asked = frozenset(policy.score.exit_layers(decoder.num_layers, policy.threshold))
         self.has_memory = policy.score.has_memory
         self._needs_path = needs_path(self._decider.parts)
+        self.remembers = self.has_memory or self._needs_path
 
     def leave(self, exit: int, path: Path) -> list[bool] | None:
         """Which of the tokens leave; None where none can.

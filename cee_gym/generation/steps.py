@@ -126,18 +126,24 @@ class _Answers:
         self._adapted: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.exits = torch.full((size,), decoder.num_layers, device=decoder.device)
 
-    def leave(self, places: torch.Tensor, exit: int, states: torch.Tensor, path: Path) -> None:
+    def leave(
+        self,
+        places: torch.Tensor,
+        exit: int,
+        states: torch.Tensor,
+        logits: torch.Tensor | None,
+    ) -> None:
         """Some tokens, at these places `[m]` of the n, leave with these states `[m, H]`.
 
         Args:
             places: of those that leave.
             exit: the number of the exit.
             states: theirs.
-            path: theirs too, and nobody else's.
+            logits: what the exit answers, `[m, C]`, where that is known already.
         """
         self.exits[places] = exit
-        if path.has_logits(exit):
-            self._ready.append((places, path.logits(exit)))
+        if logits is not None:
+            self._ready.append((places, logits))
             return
         last = exit == self._decoder.num_layers
         adapted = states if last else self._decoder.adapters[exit - 1](states)
@@ -181,7 +187,8 @@ class CopySteps(Steps):
         positions = self.positions[:, column] if rows is None else self.positions[rows, column]
         here = torch.arange(size, device=ids.device)
         given = here if rows is None else rows
-        answers, path = _Answers(decoder, size), Path(decoder)
+        answers = _Answers(decoder, size)
+        path = Path(decoder, self.decisions.remembers)
         left_with = hidden.new_empty(size, hidden.shape[2])
         depth_left = torch.full((size,), self.num_backbone_layers, device=ids.device)
         exit, narrowed = 0, None
@@ -197,22 +204,22 @@ class CopySteps(Steps):
                 continue
             exit += 1
             if exit == decoder.num_layers:
-                path.show(hidden[:, 0])
-                answers.leave(here, exit, hidden[:, 0], path)
+                answers.leave(here, exit, hidden[:, 0], None)
                 break
             path.show(hidden[:, 0])
             leaving = self._leaving(exit, path, positions[here])
             if leaving is None or not any(leaving):
                 continue
             if all(leaving):
-                answers.leave(here, exit, hidden[:, 0], path)
+                every = torch.arange(len(here), device=ids.device)
+                answers.leave(here, exit, hidden[:, 0], path.known_logits(every))
                 left_with[here], depth_left[here] = hidden[:, 0], depth
                 break
             gone = torch.tensor(leaving, device=ids.device)
             out, stay = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
             theirs = here[out]
             left_with[theirs], depth_left[theirs] = hidden[out, 0], depth
-            answers.leave(theirs, exit, hidden[out, 0], _only(path, out))
+            answers.leave(theirs, exit, hidden[out, 0], path.known_logits(out))
             path.keep(stay)
             hidden = hidden[stay]
             here = here[stay]
@@ -293,20 +300,21 @@ class RecomputeSteps(Steps):
         self._states[given, column] = embedded[:, 0]
         self._reached[given, column] = 0
         here = torch.arange(size, device=ids.device)
-        answers, path = _Answers(decoder, size), Path(decoder)
+        answers = _Answers(decoder, size)
+        path = Path(decoder, self.decisions.remembers)
         for exit in range(1, decoder.num_layers + 1):
             self._run(exit, given[here], column)
             states = self._states[given[here], column]
-            path.show(states)
             if exit == decoder.num_layers:
-                answers.leave(here, exit, states, path)
+                answers.leave(here, exit, states, None)
                 break
+            path.show(states)
             leaving = self._leaving(exit, path, self.positions[given[here], column])
             if leaving is None or not any(leaving):
                 continue
             gone = torch.tensor(leaving, device=ids.device)
             out, stay = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
-            answers.leave(here[out], exit, states[out], _only(path, out))
+            answers.leave(here[out], exit, states[out], path.known_logits(out))
             path.keep(stay)
             here = here[stay]
             if not len(here):
@@ -361,14 +369,6 @@ class RecomputeSteps(Steps):
             return done[id(tensor)]
 
         return [mapped(call, take) for call in self._calls[first:last]]
-
-
-def _only(path: Path, rows: torch.Tensor) -> Path:
-    """The path of some of the tokens."""
-    twin = Path(path._decoder)
-    twin._states, twin._logits = list(path._states), dict(path._logits)
-    twin.keep(rows)
-    return twin
 
 
 def _joined(calls: list[LayerCall]) -> LayerCall:
