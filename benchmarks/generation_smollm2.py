@@ -27,11 +27,10 @@ from cee_gym.generation.text_generation import never
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
-from cee_gym.runs import Run
 from cee_gym.traces.recordings import open_split
 
 SAVED = (0.1, 0.2, 0.3)
-PROMPTS, NEW = 12, 40
+PROMPTS, NEW, TEXTS = 8, 32, 24
 AGENTS = {
     "softmax gap (CALM)": ("margin", ("margin",)),
     "longstaff-schwartz, no LM head": ("longstaff-schwartz", ("hidden", "layer")),
@@ -77,12 +76,13 @@ def answers(
 def main() -> None:
     """Measures and writes the results."""
     torch.set_num_threads(1)
-    run = Run.open(sys.argv[1])
+    here = Path(sys.argv[1]) / "round-0"
+    weights, recording = here / "models" / "deployed", here / "recording"
     encoder = sys.argv[2] if len(sys.argv) > 2 else None
-    decoder = MultiExitDecoder.load(run.weights).eval()
-    tokenizer = load_lm_tokenizer(run.weights)
-    recording: Path = run.recording
-    text = TokenSequences.load(recording / "tokens-dev.safetensors")
+    decoder = MultiExitDecoder.load(weights).eval()
+    tokenizer = load_lm_tokenizer(weights)
+    everything = TokenSequences.load(recording / "tokens-dev.safetensors")
+    text = first_texts(everything, TEXTS)
     fitted = TokenSequences.load(recording / "tokens-train.safetensors")
     dev = open_split(recording, "dev")
     gold = [
@@ -100,7 +100,7 @@ def main() -> None:
     for saved in SAVED:
         for name, (agent, observe) in AGENTS.items():
             found = []
-            for alpha in (0.003, 0.01, 0.03) if agent != "margin" else (0.01,):
+            for alpha in (0.003, 0.01) if agent != "margin" else (0.01,):
                 policy = learned(agent, observe, recording, alpha)
                 calibration = Problem(open_split(recording, "calibration"), observe=observe)
                 speeds = measure_speeds(policy, calibration)
@@ -132,11 +132,18 @@ def main() -> None:
             "trained_on_tokens": run_tokens(recording),
             "policy_tokens": int(fitted.answer_tokens.sum()),
             "dev_tokens": len(dev),
+            "live_texts": len(text),
             "prompts": PROMPTS,
             "agreement_by_exit": dev.correct.mean(axis=0).tolist(),
             "policies": rows,
         },
     )
+
+
+def first_texts(text: TokenSequences, count: int) -> TokenSequences:
+    """The first texts only; their tokens are the first of the trace."""
+    end = text.starts[count]
+    return TokenSequences(text.ids[:end], text.starts[: count + 1], text.prompts[:count])
 
 
 def run_tokens(recording: Path) -> Any:
