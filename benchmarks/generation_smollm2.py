@@ -82,7 +82,7 @@ def main() -> None:
     decoder = MultiExitDecoder.load(weights).eval()
     tokenizer = load_lm_tokenizer(weights)
     everything = TokenSequences.load(recording / "tokens-dev.safetensors")
-    text = first_texts(everything, TEXTS)
+    text = everything.take(np.arange(TEXTS))  # their tokens are the first of the trace
     fitted = TokenSequences.load(recording / "tokens-train.safetensors")
     dev = open_split(recording, "dev")
     gold = [
@@ -138,12 +138,6 @@ def main() -> None:
             "policies": rows,
         },
     )
-
-
-def first_texts(text: TokenSequences, count: int) -> TokenSequences:
-    """The first texts only; their tokens are the first of the trace."""
-    end = text.starts[count]
-    return TokenSequences(text.ids[:end], text.starts[: count + 1], text.prompts[:count])
 
 
 def run_tokens(recording: Path) -> Any:

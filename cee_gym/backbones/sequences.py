@@ -48,6 +48,12 @@ class TokenSequences:
         """The ids of one text."""
         return self.ids[self.starts[row] : self.starts[row + 1]]
 
+    def take(self, rows: Rows) -> "TokenSequences":
+        """Some of the texts only."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths[rows])])
+        ids = np.concatenate([self.of(int(row)) for row in rows])
+        return TokenSequences(ids, starts, self.prompts[rows])
+
     def batch(self, rows: Rows) -> torch.Tensor:
         """int64 `[B, T]`, padded with 0 on the right."""
         out = np.zeros((len(rows), int(self.lengths[rows].max())), dtype=np.int64)

@@ -12,6 +12,7 @@ import tyro
 
 from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
 from cee_gym.errors import CeeGymError, first_line
+from cee_gym.tasks.files import read_jsonl
 
 if TYPE_CHECKING:
     from cee_gym.generation.decoding import CachePolicy
@@ -163,13 +164,15 @@ class Generate:
         if self.input == _STANDARD:
             yield from (line.rstrip("\n") for line in sys.stdin)
             return
-        lines = self.input.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if self.input.suffix != ".jsonl":
-                yield line
-                continue
-            try:
-                row = json.loads(line)
-                yield str(row["prompt"]) if "prompt" in row else generator.task.prompt(row)
-            except (ValueError, KeyError, TypeError) as error:
-                yield CeeGymError(f"no prompt: {first_line(error)}")
+        if self.input.suffix != ".jsonl":
+            yield from self.input.read_text(encoding="utf-8").splitlines()
+            return
+        with self.input.open("rb") as lines:
+            for _, row in read_jsonl(lines):
+                if isinstance(row, CeeGymError):
+                    yield row
+                    continue
+                try:
+                    yield str(row["prompt"]) if "prompt" in row else generator.task.prompt(row)
+                except (KeyError, TypeError) as error:
+                    yield CeeGymError(f"no prompt: {first_line(error)}")

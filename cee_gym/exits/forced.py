@@ -13,9 +13,9 @@ import torch
 from cee_gym.backbones.layers import LayerCall, mapped
 from cee_gym.exits.lm_head import MultiExitDecoder
 
-# From the number of an exit and the states [B, T, H] at the exits so far to who leaves,
-# bool [B, T].
-Leave = Callable[[int, list[torch.Tensor]], torch.Tensor]
+# From the number of an exit and the states [B, T, H] there to who leaves, bool [B, T]. It is asked
+# at exits 1, 2, ... of a text in turn.
+Leave = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Forced(NamedTuple):
@@ -52,7 +52,8 @@ def forward_with_exits(
     if all_states:
         calls, hidden = _doubled(calls, length), torch.cat([hidden, hidden], dim=1)
     left = torch.zeros(size, length, 1, dtype=torch.bool, device=input_ids.device)
-    shown: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
+    exit = 0
     for depth, call in enumerate(calls, start=1):
         new = call(hidden)
         if all_states:
@@ -63,23 +64,24 @@ def forward_with_exits(
             alone = hidden = torch.where(left, hidden, new)
         if depth not in decoder.depths:
             continue
-        shown.append(alone)
-        exit = len(shown)
+        exit += 1
+        if all_states:
+            states.append(alone)
         if exit < decoder.num_layers:
-            leaves = leave(exit, shown) & ~left[:, :, 0]
+            leaves = leave(exit, alone) & ~left[:, :, 0]
             exits = torch.where(leaves, exit, exits)
             left = left | leaves[:, :, None]
-    return Forced(exits, hidden[:, :length], shown if all_states else [])
+    return Forced(exits, hidden[:, :length], states)
 
 
 def at_exits(exits: torch.Tensor) -> Leave:
     """Leaves where it is told, int64 `[B, T]`, the numbers of exits from 1."""
-    return lambda exit, shown: exits == exit
+    return lambda exit, states: exits == exit
 
 
 def among(leave: Leave, free: torch.Tensor) -> Leave:
     """As `leave`, but only where that is allowed, bool `[B, T]`."""
-    return lambda exit, shown: leave(exit, shown) & free
+    return lambda exit, states: leave(exit, states) & free
 
 
 def planned_calls(

@@ -150,6 +150,11 @@ class MultiExitDecoder(nn.Module):
         return int(self.backbone.get_output_embeddings().weight.shape[0])
 
     @property
+    def context(self) -> int | None:
+        """The most tokens of a text; None where the configuration does not say."""
+        return getattr(self.backbone.config, "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         """Where its inputs are to be."""
         return self.backbone.device
@@ -190,6 +195,20 @@ class MultiExitDecoder(nn.Module):
             exit: its number, from 1 to L.
         """
         return self.read(hidden if exit == self.num_layers else self.adapters[exit - 1](hidden))
+
+    def answer_each(self, hidden: torch.Tensor, exits: torch.Tensor) -> torch.Tensor:
+        """The logits `[n, C]` of states `[n, H]`, each at its own exit, by one LM head.
+
+        Args:
+            hidden: the outputs of their layers.
+            exits: int64 `[n]`, the numbers of their exits.
+        """
+        adapted = hidden.clone()
+        for exit in exits.unique().tolist():
+            if exit < self.num_layers:
+                own = exits == exit
+                adapted[own] = self.adapters[exit - 1](hidden[own])
+        return self.read(adapted)
 
     def read(self, adapted: torch.Tensor) -> torch.Tensor:
         """Final norm and LM head, `[..., H]` to `[..., C]`."""

@@ -85,20 +85,20 @@ class Path:
 def policy_leave(decoder: MultiExitDecoder, policy: ExitPolicy) -> Leave:
     """Who leaves by a policy, for `forward_with_exits`."""
     decisions = Decisions(decoder, policy)
+    path = Path(decoder)
 
-    def leave(exit: int, shown: list[torch.Tensor]) -> torch.Tensor:
-        # Of the exits before, a token shows what it showed there: it has not left yet.
-        path = Path(decoder)
+    def leave(exit: int, states: torch.Tensor) -> torch.Tensor:
+        nonlocal path
+        if exit == 1:
+            path = Path(decoder, decisions.remembers)
+        # All tokens go on: what one that has left would have shown is asked about in vain.
         with torch.no_grad():
-            for number, states in enumerate(shown, start=1):
-                path.show(states.detach().flatten(0, 1))
-                found = decisions.leave(number, path) if number == exit or path_matters else None
-        size = shown[-1].shape[:2]
+            path.show(states.detach().flatten(0, 1))
+            found = decisions.leave(exit, path)
         if found is None:
-            return torch.zeros(size, dtype=torch.bool, device=shown[-1].device)
-        return torch.tensor(found, device=shown[-1].device).view(size)
+            return torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device)
+        return torch.tensor(found, device=states.device).view(states.shape[:2])
 
-    path_matters = decisions.has_memory
     return leave
 
 

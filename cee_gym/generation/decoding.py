@@ -260,7 +260,7 @@ class EarlyExitDecoding:
             raise CeeGymError("prompts must be padded on the left: set tokenizer.padding_side")
         if not ids.shape[1]:
             raise CeeGymError("the prompt is empty: give at least one token, such as the first")
-        context = getattr(decoder.backbone.config, "max_position_embeddings", None)
+        context = decoder.context
         if context is not None and int(config.max_length) > context:
             raise CeeGymError(
                 f"a prompt of {ids.shape[1]} tokens and {config.max_length - ids.shape[1]} new ones"

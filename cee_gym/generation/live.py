@@ -132,10 +132,9 @@ def _answers(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """What each token is said to be at its exit, and the loss of the text there, `[n]`."""
     said, loss = torch.empty_like(gold), torch.empty(len(gold), device=gold.device)
-    for exit in exits.unique().tolist():
-        own = (exits == exit).nonzero()[:, 0]
-        for part in own.split(TOKENS_AT_A_TIME):
-            logits = decoder.answer(states[part], exit).float()
-            said[part] = logits.argmax(dim=-1)
-            loss[part] = torch.nn.functional.cross_entropy(logits, gold[part], reduction="none")
+    for start in range(0, len(gold), TOKENS_AT_A_TIME):
+        part = slice(start, start + TOKENS_AT_A_TIME)
+        logits = decoder.answer_each(states[part], exits[part]).float()
+        said[part] = logits.argmax(dim=-1)
+        loss[part] = torch.nn.functional.cross_entropy(logits, gold[part], reduction="none")
     return said.cpu().numpy(), loss.cpu().numpy()

@@ -67,14 +67,8 @@ class EarlyExitLM(HFLM):  # type: ignore[misc]
             free[row, self._contexts[run] : len(run)] = True
         with torch.inference_mode():
             forced = forward_with_exits(decoder, inps, among(self._leave, free))
-            logits: torch.Tensor | None = None
-            for exit in forced.exits.unique().tolist():
-                own = forced.exits == exit
-                found = decoder.answer(forced.left_with[own], exit).float()
-                if logits is None:
-                    logits = found.new_zeros(*inps.shape, found.shape[-1])
-                logits[own] = found
-        assert logits is not None
+            states, exits = forced.left_with.flatten(0, 1), forced.exits.flatten()
+            logits = decoder.answer_each(states, exits).float().view(*inps.shape, -1)
         depths = torch.tensor(decoder.depths, device=inps.device)
         self.layers_run += int(depths[forced.exits[free] - 1].sum())
         self.tokens += int(free.sum())

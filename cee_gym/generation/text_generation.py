@@ -134,7 +134,7 @@ class EarlyExitTextGeneration:
         ids = prompt_ids(self.task, self.tokenizer, prompt)
         if not ids:
             raise CeeGymError("the prompt is empty: give a text")
-        context = getattr(self.decoder.backbone.config, "max_position_embeddings", None)
+        context = self.decoder.context
         if context is not None and len(ids) + max_new_tokens > context:
             raise CeeGymError(
                 f"the prompt has {len(ids)} tokens, and with {max_new_tokens} new ones that is "

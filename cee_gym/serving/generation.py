@@ -18,9 +18,8 @@ from typing import Annotated, Any
 from cee_gym.errors import CeeGymError
 
 try:
-    from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, StreamingResponse
+    from fastapi import FastAPI
+    from fastapi.responses import StreamingResponse
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.exceptions import HTTPException
 except ImportError as error:
@@ -32,7 +31,7 @@ from cee_gym.generation.text_generation import EarlyExitTextGeneration, Generate
 from cee_gym.policies.speeds import Speed
 from cee_gym.serving.limits import Guard, Limits
 from cee_gym.serving.schemas import Failure
-from cee_gym.serving.server import failure, in_words
+from cee_gym.serving.server import answer_errors
 
 MOST_WAITING = 256
 Sampling = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -116,14 +115,7 @@ def make_generation_app(
     app.state.service, app.state.limits = service, limits
     app.add_middleware(Guard, service=service, limits=limits)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, in_words(error.errors()[0]))
-
-    @app.exception_handler(CeeGymError)
-    async def refused(request: Request, error: CeeGymError) -> JSONResponse:
-        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-
+    answer_errors(app)
     responses: dict[int | str, dict[str, Any]] = {
         status.value: {"model": Failure, "description": meaning}
         for status, meaning in (

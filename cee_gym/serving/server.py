@@ -87,27 +87,7 @@ def make_app(
     app.state.service, app.state.limits = service, limits
     app.add_middleware(Guard, service=service, limits=limits)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, in_words(error.errors()[0]))
-
-    @app.exception_handler(HTTPException)
-    async def unread(request: Request, error: HTTPException) -> JSONResponse:
-        detail = error.detail
-        if error.__cause__ is not None:  # FastAPI does not say what it could not read
-            detail = f"the body cannot be read: {first_line(error.__cause__)}"
-        return JSONResponse({"detail": detail}, error.status_code, error.headers)
-
-    @app.exception_handler(CeeGymError)
-    async def refused(request: Request, error: CeeGymError) -> JSONResponse:
-        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return failure(
-            HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed on this request; its log says more"
-        )
-
+    answer_errors(app)
     responses: dict[int | str, dict[str, Any]] = {
         status.value: {"model": Failure, "description": meaning}
         for status, meaning in (
@@ -160,12 +140,36 @@ def full_depth(pipeline: EarlyExitPipeline) -> EarlyExitPipeline:
     return EarlyExitPipeline(model, pipeline.tokenizer, never_leaving(sizes))
 
 
-def failure(status: HTTPStatus, detail: str) -> JSONResponse:
-    """The answer to a request that is refused."""
+def answer_errors(app: FastAPI) -> None:
+    """Lets an application answer whatever goes wrong with one line that says so."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
+
+    @app.exception_handler(HTTPException)
+    async def unread(request: Request, error: HTTPException) -> JSONResponse:
+        detail = error.detail
+        if error.__cause__ is not None:  # FastAPI does not say what it could not read
+            detail = f"the body cannot be read: {first_line(error.__cause__)}"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
+    @app.exception_handler(CeeGymError)
+    async def refused(request: Request, error: CeeGymError) -> JSONResponse:
+        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return _failure(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed on this request; its log says more"
+        )
+
+
+def _failure(status: HTTPStatus, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status)
 
 
-def in_words(error: dict[str, Any]) -> str:
+def _in_words(error: dict[str, Any]) -> str:
     """One line for what pydantic found: `texts[3]: Input should be a valid string`."""
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']} (character {error['loc'][1]})"

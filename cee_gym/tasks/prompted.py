@@ -5,7 +5,6 @@ A task of your own is one dataclass:
     register_prompted(PromptedTask("jokes", prompt=lambda row: row["setup"], answer="punchline"))
 """
 
-import csv
 import gzip
 import json
 import sys
@@ -18,9 +17,10 @@ import numpy as np
 
 from cee_gym.errors import DataError, first_line
 from cee_gym.registry import Registry
+from cee_gym.tasks.files import read_json, read_jsonl, read_table
+from cee_gym.tasks.loading import DEV_EVERY
 
 Row = Mapping[str, Any]
-DEV_EVERY = 5  # of the rows of a single file, one in so many is dev
 _STORIES = Path(__file__).parents[1] / "shipped" / "EarlyExit-TinyLLaMA-Stories" / "stories.json.gz"
 
 
@@ -110,7 +110,7 @@ def load_examples(task: PromptedTask, data: str | None = None) -> dict[str, list
         if path is not None and (str(data)[:1] in ("/", ".", "~") or path.suffix):
             raise DataError(f"--data {data}: there is no such directory or file")
         return _from_hub(task, data)
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _READ)
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
     named = {file.stem: file for file in files}
     dev = named.get("dev", named.get("validation"))
     if "train" in named and dev is not None:
@@ -145,26 +145,27 @@ def _from_hub(task: PromptedTask, data: str | None) -> dict[str, list[Example]]:
     return {"train": train, "dev": _examples(task, "dev", list(found[dev]), name)}
 
 
+_SUFFIXES = (".json", ".jsonl", ".csv")
+
+
 def _read(file: Path) -> list[Row]:
+    if file.suffix not in _SUFFIXES:
+        raise DataError(f"what is in {file}? Let its name end with {', '.join(_SUFFIXES)}")
     try:
-        return _READ[file.suffix](file)
-    except (OSError, ValueError, csv.Error) as error:
+        with file.open("rb") as lines:
+            if file.suffix == ".csv":
+                _, read = read_table(lines)
+            else:
+                read = read_jsonl(lines) if file.suffix == ".jsonl" else read_json(lines.read())
+            rows = list(read)
+    except (DataError, OSError) as error:
         raise DataError(f"{file} cannot be read ({first_line(error)})") from None
-
-
-def _read_csv(file: Path) -> list[Row]:
-    csv.field_size_limit(sys.maxsize)
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-_READ: dict[str, Callable[[Path], list[Row]]] = {
-    ".json": lambda file: list(json.loads(file.read_text(encoding="utf-8"))),
-    ".jsonl": lambda file: [
-        json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()
-    ],
-    ".csv": _read_csv,
-}
+    good: list[Row] = []
+    for line, row in rows:
+        if isinstance(row, DataError):
+            raise DataError(f"{file} cannot be read (line {line}: {row})")
+        good.append(row)
+    return good
 
 
 def _examples(task: PromptedTask, split: str, rows: list[Row], where: str) -> list[Example]:

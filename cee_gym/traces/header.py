@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -190,6 +192,11 @@ def write_header(path: Path, header: TraceHeader) -> None:
         header: what to write.
     """
     write_document(path / FILE, {"format": FORMAT, "version": VERSION, **asdict(header)})
+
+
+def library_versions(libraries: Sequence[str]) -> dict[str, str]:
+    """The versions of Python and of some libraries, as `TraceHeader.versions` has them."""
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
 
 
 def fingerprint_of(arrays: Mapping[str, ArrayEntry]) -> str:

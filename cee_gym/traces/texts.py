@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.exits.classifier import MultiExitModel
-from cee_gym.traces.header import TraceHeader
+from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.trace import Trace
 from cee_gym.traces.writer import TraceWriter
@@ -82,10 +80,7 @@ def start_trace(
         max_tokens=model.config.max_tokens,
         model=fingerprint(model),
         text=hashlib.sha256(words.encode()).hexdigest()[:16],
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        },
+        versions=library_versions(LIBRARIES),
     )
     return TraceWriter(
         path=path,

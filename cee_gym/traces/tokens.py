@@ -1,9 +1,7 @@
 """Runs a decoder over texts and records what its exits say of each token of the answers."""
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from tqdm import tqdm
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
-from cee_gym.traces.header import TraceHeader
+from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace
 from cee_gym.traces.writer import TraceWriter
@@ -75,10 +73,7 @@ def collect_tokens(
         depths=decoder.depths,
         model=decoder.fingerprint,
         text=hashlib.sha256(text.ids.tobytes() + text.prompts.tobytes()).hexdigest()[:16],
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        },
+        versions=library_versions(LIBRARIES),
     )
     writer = TraceWriter(
         path=path,

@@ -151,7 +151,7 @@ def record(
         ("dev", "dev", np.arange(len(setup.splits["dev"]))),
         ("train", "train", shares.policy),
     ):
-        text = _part(setup.text[source], rows)
+        text = setup.text[source].take(rows)
         text.save(unfinished / f"tokens-{split}.safetensors")
         if not (unfinished / split).exists():
             collect_tokens(
@@ -289,10 +289,8 @@ def _copying_descent(
         total = (
             total + _loss(decoder.answer(shown[turn - 1], turn).float(), full, gold, loss) / count
         )
-        for exit in exits.unique().tolist():
-            own = exits == exit
-            logits = decoder.answer(states[own], exit).float()
-            total = total + _loss(logits, full[own], gold[own], loss) / count
+        left_with = decoder.answer_each(states, exits).float()
+        total = total + _loss(left_with, full, gold, loss) / count
         total.backward()
         return total.item()
 
@@ -338,12 +336,6 @@ def _add_lora(decoder: MultiExitDecoder, rank: int) -> Callable[[], None]:
         decoder.requires_grad_(True)
 
     return merge
-
-
-def _part(text: TokenSequences, rows: Rows) -> TokenSequences:
-    ids = [text.of(int(row)) for row in rows]
-    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-    return TokenSequences(np.concatenate(ids), starts, text.prompts[rows])
 
 
 def _save(setup: TokenSetup, decoder: MultiExitDecoder, models: Path, made: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ class TokenSetup:
                 f"the tokenizer gives token ids up to {most}, and {self.backbone} knows only those "
                 f"below {decoder.num_labels}: give the tokenizer that it was trained with"
             )
-        context = getattr(decoder.backbone.config, "max_position_embeddings", None)
+        context = decoder.context
         most = self.config.max_tokens or USUAL_TOKENS
         if context is not None and most > context:
             raise CeeGymError(

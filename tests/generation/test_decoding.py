@@ -64,10 +64,12 @@ def test_copy_is_one_parallel_forward(family: str) -> None:
     prompt, text = inputs["input_ids"].shape[1], ids[:, :-1]
     decisions = Decisions(decoder, policy)
 
-    def leave(exit: int, shown: list[torch.Tensor]) -> torch.Tensor:
-        path = Path(decoder)
-        for states in shown:
-            path.show(states.flatten(0, 1))
+    path = Path(decoder)
+
+    def leave(exit: int, states: torch.Tensor) -> torch.Tensor:
+        nonlocal path
+        path = Path(decoder) if exit == 1 else path
+        path.show(states.flatten(0, 1))
         found = torch.tensor(decisions.leave(exit, path)).view(text.shape)
         found[:, : prompt - 1] = False
         return found
