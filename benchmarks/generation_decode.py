@@ -7,6 +7,7 @@ thread; CPU time of the process and wall time; settings take turns, and medians 
     OMP_NUM_THREADS=1 python -m benchmarks.generation_decode [SMOLLM2_DIR]
 """
 
+import copy
 import os
 import sys
 import time
@@ -139,9 +140,19 @@ def measure(
         for label, times in seconds.items():
             cpu, wall = (1000 * median(t) / NEW for t in zip(*times, strict=True))
             of[label] = {"cpu_ms_a_step": cpu, "wall_ms_a_step": wall}
+        beside = economized(model, batch, given)
+        if beside is not None:
+            of["economize"] = beside
         full = min(of["generate"]["cpu_ms_a_step"], of["own full depth"]["cpu_ms_a_step"])
         wall = min(of["generate"]["wall_ms_a_step"], of["own full depth"]["wall_ms_a_step"])
         curve = rows_curve(decoder) if batch > 1 else None
+        if beside is not None:
+            for row in beside.values():
+                row["wall_clock_speedup_cpu"] = full / row["cpu_ms_a_step"]
+                row["wall_clock_speedup"] = wall / row["wall_ms_a_step"]
+                row["ratio_cpu"] = row["wall_clock_speedup_cpu"] / row["layer_speedup"]
+                row["ratio"] = row["wall_clock_speedup"] / row["layer_speedup"]
+                print(name, batch, "economize", {k: round(v, 3) for k, v in row.items()})
         for label, exits in work.items():
             if label == "own full depth":
                 continue
@@ -161,6 +172,68 @@ def measure(
             print(name, batch, label, {k: round(v, 3) for k, v in row.items()}, flush=True)
         out[f"batch {batch}"] = {**of, "layer_ms_by_rows": curve}
     return out
+
+
+def economized(
+    model: PreTrainedModel, batch: int, given: Mapping[str, Any]
+) -> dict[str, dict[str, float]] | None:
+    """CALM of the package `economize` with exits drawn alike after any layer; None without it.
+
+    What it runs is counted by hooks on the layers' MLPs, and not by its own meter.
+    """
+    try:
+        import economize
+        from economize.techniques.dynamic_depth import calm
+    except ImportError:
+        return None
+    copied = copy.deepcopy(model)
+    layers = copied.get_decoder().layers
+    decoder = MultiExitDecoder(copied, tuple(range(1, len(layers) + 1)), adapter_rank=0)
+    if "drawn" not in calm.CONFIDENCE_MEASURES:
+
+        @calm.CONFIDENCE_MEASURES.register("drawn")
+        class DrawnConfidence(calm.ClassifierConfidence):  # type: ignore[misc]
+            """Its own linear map of the state, and a draw that decides whatever it says."""
+
+            rng = np.random.default_rng(0)
+
+            def __call__(self, index: int, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+                of_map = super().__call__(index, x, out)
+                drawn = self.rng.random(of_map.shape, dtype=np.float32)
+                return torch.from_numpy(drawn) + 0 * of_map
+
+    found = {}
+    for speedup in SPEEDUPS:
+        chance = drawn(decoder, speedup).score.chance  # type: ignore[attr-defined]
+        config = calm.CalmConfig(confidence="drawn", threshold=1 - chance)
+        applied = economize.apply(copy.deepcopy(model), config)
+        ran = 0
+
+        def count(_: Any, args: Any, kwargs: Any) -> None:
+            nonlocal ran
+            given_to = args[0] if args else next(iter(kwargs.values()))
+            ran += given_to.shape[:-1].numel()
+
+        wanted = type(layers[0].mlp)
+        handles = [
+            module.register_forward_pre_hook(count, with_kwargs=True)
+            for module in applied.modules()
+            if isinstance(module, wanted)
+        ]
+        applied.generate(**given)
+        tokens = batch * NEW
+        rows = ran / tokens
+        for handle in handles:
+            handle.remove()
+        times = [timed(lambda a=applied: a.generate(**given)) for _ in range(TURNS)]  # type: ignore[misc]
+        cpu, wall = (1000 * median(t) / NEW for t in zip(*times, strict=True))
+        found[f"copy at {speedup}"] = {
+            "cpu_ms_a_step": cpu,
+            "wall_ms_a_step": wall,
+            "layer_speedup": speedup,
+            "layers_run_a_token": rows,
+        }
+    return found
 
 
 def rows_curve(decoder: MultiExitDecoder) -> dict[int, float]:
@@ -228,7 +301,7 @@ def main() -> None:
     if smol is None:
         print("SmolLM2 is left out: give its directory or .gguf file")
     else:
-        results["SmolLM2-135M"] = measure("SmolLM2", load_causal_lm(smol), None, (1,))
+        results["SmolLM2-135M"] = measure("SmolLM2", load_causal_lm(smol), None)
     write("generation_decode", results)
 
 

@@ -3,11 +3,14 @@
 Texts of dev are run live, under state copying, and a few prompts are answered for real, with the
 time they take. A rule that reads an LM head at each exit pays for it.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.generation_smollm2 RUN [ENCODER]
+    OMP_NUM_THREADS=1 python -m benchmarks.generation_smollm2 ENCODER NAME=RUN ...
 
-RUN is a run of `cee-gym train EarlyExit-LLaMA-Dolly --backbone SMOLLM2 ...`.
+ENCODER is a local directory for BERTScore. A RUN is one of
+`cee-gym train EarlyExit-LLaMA-Dolly --backbone SMOLLM2 ...`, and NAME what the results call it;
+results of other names stay as they are.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import write
+from benchmarks.common import RESULTS, write
 from benchmarks.generation_stories import learned
 from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.evaluation.text import bert_score, rouge
@@ -27,10 +30,11 @@ from cee_gym.generation.text_generation import never
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
+from cee_gym.runs import Run
 from cee_gym.traces.recordings import open_split
 
 SAVED = (0.1, 0.2, 0.3)
-PROMPTS, NEW, TEXTS = 8, 32, 24
+PROMPTS, NEW, TEXTS = 24, 32, 48
 AGENTS = {
     "softmax gap (CALM)": ("margin", ("margin",)),
     "longstaff-schwartz, no LM head": ("longstaff-schwartz", ("hidden", "layer")),
@@ -73,12 +77,10 @@ def answers(
     }
 
 
-def main() -> None:
-    """Measures and writes the results."""
-    torch.set_num_threads(1)
-    here = Path(sys.argv[1]) / "round-0"
-    weights, recording = here / "models" / "deployed", here / "recording"
-    encoder = sys.argv[2] if len(sys.argv) > 2 else None
+def measure(directory: Path, encoder: str) -> dict[str, Any]:
+    """One run."""
+    run = Run.open(directory)
+    weights, recording = run.weights, run.recording
     decoder = MultiExitDecoder.load(weights).eval()
     tokenizer = load_lm_tokenizer(weights)
     everything = TokenSequences.load(recording / "tokens-dev.safetensors")
@@ -119,32 +121,34 @@ def main() -> None:
                 "live": measure_live(decoder, held, text, dev.labels),
                 "rouge_with_gold": rouge(said, gold),
                 "rouge_with_full_depth": rouge(said, full_said),
-                "bert_score_with_full_depth": (
-                    None if encoder is None else bert_score(said, full_said, encoder)
-                ),
+                "bert_score_with_full_depth": bert_score(said, full_said, encoder),
                 **took,
             }
             print(f"{name} at {saved:.0%}", rows[f"{name} at {saved:.0%}"], flush=True)
-    write(
-        "generation_smollm2",
-        {
-            "exits": list(decoder.depths),
-            "trained_on_tokens": run_tokens(recording),
-            "policy_tokens": int(fitted.answer_tokens.sum()),
-            "dev_tokens": len(dev),
-            "live_texts": len(text),
-            "prompts": PROMPTS,
-            "agreement_by_exit": dev.correct.mean(axis=0).tolist(),
-            "policies": rows,
-        },
-    )
+    described = json.loads((recording / "recording.json").read_text())
+    return {
+        "exits": list(decoder.depths),
+        "made": described["made"],
+        "tokens": described["config"]["tokens"],
+        "recorded_under": described["under"],
+        "policy_tokens": int(fitted.answer_tokens.sum()),
+        "dev_tokens": len(dev),
+        "live_texts": len(text),
+        "prompts": PROMPTS,
+        "agreement_by_exit": dev.correct.mean(axis=0).tolist(),
+        "policies": rows,
+    }
 
 
-def run_tokens(recording: Path) -> Any:
-    """How many tokens the exits were trained on."""
-    import json
-
-    return json.loads((recording / "recording.json").read_text())["made"]
+def main() -> None:
+    """Measures and writes the results."""
+    torch.set_num_threads(1)
+    kept = RESULTS / "generation_smollm2.json"
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for given in sys.argv[2:]:
+        name, _, run = given.partition("=")
+        results[name] = measure(Path(run), sys.argv[1])
+        write("generation_smollm2", results)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class CostModel:
         model: the fingerprint of its weights, as in the header of a trace.
         machine: processor, threads, device, dtype and versions.
         typical: batch size and length of the reward, for which it takes one cost per layer.
+        depths: of a decoder, how many layers there are up to each of its L exits; None where every
+            layer has one.
     """
 
     batch_sizes: tuple[int, ...]
@@ -55,8 +57,11 @@ class CostModel:
     model: str
     machine: Mapping[str, Any]
     typical: tuple[int, int]
+    depths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.depths is not None:
+            object.__setattr__(self, "depths", tuple(map(int, self.depths)))
         for name in ("batch_sizes", "lengths", "typical"):
             sizes = tuple(map(int, getattr(self, name)))
             object.__setattr__(self, name, sizes)
@@ -77,6 +82,14 @@ class CostModel:
                 )
         if not self.layers.any():
             raise CeeGymError("layers take no time")
+        if self.depths is not None and (
+            len(self.depths) != len(self.layers)
+            or list(self.depths) != sorted(set(self.depths))
+            or self.depths[0] < 1
+        ):
+            raise CeeGymError(
+                f"depths must be {len(self.layers)} rising numbers of layers, got {self.depths}"
+            )
 
     def __repr__(self) -> str:
         return (
@@ -89,6 +102,11 @@ class CostModel:
     def num_layers(self) -> int:
         """L."""
         return len(self.layers)
+
+    @property
+    def full_depth(self) -> int:
+        """Layers up to the last exit."""
+        return self.num_layers if self.depths is None else self.depths[-1]
 
     def seconds(
         self, part: Seconds, batch_size: npt.ArrayLike, length: npt.ArrayLike
@@ -116,10 +134,10 @@ class CostModel:
     def layer_costs(
         self, batch_size: int | None = None, length: int | None = None
     ) -> npt.NDArray[np.float64]:
-        """What leaving at each layer costs, in layers: float64 `[L]`, cumulative.
+        """What leaving at each exit costs, in layers: float64 `[L]`, cumulative.
 
         Embedding, layers, heads and the decisions to go on. The unit is the mean over layers of
-        what one adds, so that the last layer costs L and the embedding.
+        what one adds, so that the last exit costs the number of layers and the embedding.
 
         Args:
             batch_size: by default the typical one.
@@ -137,7 +155,7 @@ class CostModel:
                 "which is beyond what was measured: profile as far as there"
             )
         start = self.seconds(self.embedding, rows, tokens)
-        return (start + np.cumsum(steps)) / steps.mean()
+        return (start + np.cumsum(steps)) * (self.full_depth / steps.sum())
 
     def at(self, batch_size: int, length: int) -> Self:
         """This model with another typical size, for a reward."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,10 @@ def profile(
     watch = _Watch(model, policy)
     rng = np.random.default_rng(0)
     batches = [_made_up(model, size, length, rng) for size in batch_sizes for length in lengths]
-    runs: list[list[Floats]] = [[] for _ in batches]
     with watch.hooks():
-        warm_up = np.array([watch.run(batch).sum() for batch in batches])
-        share = seconds / len(batches) / warm_up
-        repeats = share.clip(LEAST_REPEATS, MOST_REPEATS).astype(int)
-        # The runs of each size stand at even distances.
-        turns = np.concatenate([(np.arange(count) + 0.5) / count for count in repeats])
-        order = np.repeat(np.arange(len(batches)), repeats)[np.argsort(turns, kind="stable")]
-        for size in tqdm(order, desc="profile", unit="run", leave=False, disable=not progress_bar):
-            runs[size].append(watch.run(batches[size]))
-    medians = np.array([np.median(times, axis=0) for times in runs])
+        medians = median_times(
+            [partial(watch.run, batch) for batch in batches], seconds, progress_bar
+        )
     grid = medians.T.reshape(-1, len(batch_sizes), len(lengths))
     layers, heads, decisions = np.split(grid[1:], 3)
     return CostModel(
@@ -106,9 +100,34 @@ def profile(
         heads=heads,
         policy=decisions,
         model=fingerprint(model),
-        machine=_machine(model),
+        machine=machine_of(model.device, model.dtype),
         typical=(batch_sizes[0], lengths[len(lengths) // 2]),
     )
+
+
+def median_times(
+    runs: Sequence[Callable[[], Floats]], seconds: float, progress_bar: bool
+) -> Floats:
+    """Runs each of some things many times, all in turns.
+
+    Args:
+        runs: each gives the seconds of its K parts.
+        seconds: about how long all of it may take.
+        progress_bar: show progress and time left.
+
+    Returns:
+        float64 `[runs, K]`, the medians.
+    """
+    times: list[list[Floats]] = [[] for _ in runs]
+    warm_up = np.array([run().sum() for run in runs])
+    share = seconds / len(runs) / warm_up
+    repeats = share.clip(LEAST_REPEATS, MOST_REPEATS).astype(int)
+    # The runs of each size stand at even distances.
+    turns = np.concatenate([(np.arange(count) + 0.5) / count for count in repeats])
+    order = np.repeat(np.arange(len(runs)), repeats)[np.argsort(turns, kind="stable")]
+    for size in tqdm(order, desc="profile", unit="run", leave=False, disable=not progress_bar):
+        times[size].append(runs[size]())
+    return np.array([np.median(of_one, axis=0) for of_one in times])
 
 
 def predict(
@@ -170,7 +189,7 @@ class _Watch:
     def __init__(self, model: MultiExitModel, policy: ExitPolicy | None) -> None:
         self._model = model
         self._has_policy = policy is not None
-        self._clock = _clock(model.device)
+        self._clock = clock(model.device)
         self._times: list[float] = []
         self._decided: dict[int, float] = {}
         self._runtime = EarlyExitRuntime(model, policy or _asked_everywhere(model))
@@ -238,7 +257,7 @@ def _asked_everywhere(model: MultiExitModel) -> ExitPolicy:
     return ExitPolicy(Confidence(), layout_of(("confidence",), sizes))
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock(device: torch.device) -> Callable[[], float]:
     """What reads the seconds.
 
     On one thread it is the time the thread was running: on a machine that does other things too,
@@ -272,8 +291,8 @@ def _made_up(
     }
 
 
-def _machine(model: MultiExitModel) -> dict[str, Any]:
-    device = model.device
+def machine_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a profile says about where it was made."""
     names = [
         line.partition(":")[2].strip()
         for line in _lines(Path("/proc/cpuinfo"))
@@ -284,7 +303,7 @@ def _machine(model: MultiExitModel) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

@@ -1,8 +1,9 @@
 """`cee-gym profile`: what each part of a model takes here, and what a policy would gain."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -12,10 +13,15 @@ from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
     from cee_gym.cost import CostModel
-    from cee_gym.exits import MultiExitModel
     from cee_gym.policies.base import ExitPolicy
     from cee_gym.traces.trace import Trace
+
+    Measuring = Callable[[], CostModel]
 
 Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -23,6 +29,8 @@ Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 @dataclass(frozen=True)
 class Profile:
     """Measures embedding, layers, heads and policy here, by batch size and length.
+
+    Of a decoder one decoding step is measured, after so many tokens of text.
 
     The file can be the cost in a reward: gym.make(ID, reward=Reward(cost="profile.json")). With a
     policy and a recording it also predicts how much faster the policy would be, before it is
@@ -38,8 +46,12 @@ class Profile:
             prediction is made for texts of one length.
         speed: of the policy.
         output: the file to write.
-        batch_sizes: texts run together.
-        lengths: in tokens; by default 8 to 128, as far as the model goes.
+        batch_sizes: texts run together; by default 1 to 128, and 1 to 16 for a decoder.
+        lengths: in tokens; by default 8 to 128, as far as the model goes, and for a decoder 32 and
+            128.
+        observe: of a decoder without a policy, the parts of an observation that one yet to be
+            learned will read; by default hidden and layer. Parts such as margin need an LM head at
+            each exit.
         seconds: about how long to measure; 5 runs of each size are made in any case.
         device: by default the accelerator, where there is one.
     """
@@ -50,17 +62,16 @@ class Profile:
     data: str | None = None
     speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
     output: Path = Path("profile.json")
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    batch_sizes: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
+    observe: tuple[str, ...] = ()
     seconds: float = 60.0
     device: str | None = None
 
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
-        from cee_gym.backbones.fingerprint import fingerprint
-        from cee_gym.exits import load_model
+        from cee_gym.exits.lm_head import has_exits
         from cee_gym.inference.pretrained import load_policy, locate, weights_in
-        from cee_gym.measuring import profile
         from cee_gym.traces.recordings import open_split
 
         quiet_transformers()
@@ -71,34 +82,20 @@ class Profile:
             raise CeeGymError("--data is the text of a recording: give --trace too")
         if speed.given and self.policy is None:
             raise CeeGymError(f"{self.speed.option} is of a policy: give --policy too")
+        if self.observe and self.policy is not None:
+            raise CeeGymError("--policy says what it observes: leave --observe out")
         weights = weights_in(locate(self.model))
-        model = load_model(weights)
-        _put(model, self.device)
         policy = None
         if self.policy is not None:
             policy = load_policy(self.policy, speed)
             policy.check_has_a_speed()
         trace = None if self.trace is None else open_split(self.trace, "dev")
-        texts = None
-        if trace is not None:
-            if trace.header.model not in (None, fingerprint(model)):
-                raise CeeGymError(
-                    f"the recording at {self.trace} is of model {trace.header.model}, not "
-                    f"{fingerprint(model)}: give one of the model at {self.model}"
-                )
-            if self.data is not None:
-                texts = _lengths(trace, self.data, weights, model.config.max_tokens)
+        measure = self._of_decoder if has_exits(weights) else self._of_classifier
+        measuring, texts = measure(weights, policy, trace)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         if self.output.is_dir():
             raise CeeGymError(f"--output {self.output} is a directory: give the name of a file")
-        costs = profile(
-            model,
-            policy,
-            batch_sizes=self.batch_sizes,
-            lengths=self.lengths or None,
-            seconds=self.seconds,
-            progress_bar=True,
-        )
+        costs = measuring()
         if texts is not None:
             costs = costs.at(costs.batch_sizes[0], int(np.median(texts)))
         costs.save(self.output)
@@ -108,13 +105,63 @@ class Profile:
         reward = f"Reward(cost={str(self.output)!r})"
         print(f"\n{self.output}; as the cost of a reward: gym.make(ID, reward={reward})")
 
+    def _of_classifier(
+        self, weights: Path, policy: "ExitPolicy | None", trace: "Trace | None"
+    ) -> "tuple[Measuring, Lengths | None]":
+        """What measures, and how long the texts of the trace are."""
+        from cee_gym.backbones.fingerprint import fingerprint
+        from cee_gym.exits import load_model
+        from cee_gym.measuring import profile
 
-def _put(model: "MultiExitModel", device: str | None) -> None:
+        if self.observe:
+            raise CeeGymError("--observe is for a decoder: leave it out")
+        model = load_model(weights)
+        _put(model, self.device)
+        self._check_trace(trace, fingerprint(model))
+        texts = None
+        if self.data is not None and trace is not None:
+            texts = _lengths(trace, self.data, weights, model.config.max_tokens)
+        return partial(profile, model, policy, **self._sizes(BATCH_SIZES)), texts
+
+    def _of_decoder(
+        self, weights: Path, policy: "ExitPolicy | None", trace: "Trace | None"
+    ) -> "tuple[Measuring, Lengths | None]":
+        """See `_of_classifier`."""
+        from cee_gym.exits.lm_head import MultiExitDecoder
+        from cee_gym.generation import profiling
+
+        if self.data is not None:
+            raise CeeGymError("--data is for a classifier: give a decoder's --lengths instead")
+        decoder = MultiExitDecoder.load(weights).eval()
+        _put(decoder, self.device)
+        self._check_trace(trace, decoder.fingerprint)
+        settings = self._sizes(profiling.BATCH_SIZES)
+        if policy is None:
+            settings["observe"] = self.observe or profiling.OBSERVE
+        return partial(profiling.profile_decoder, decoder, policy, **settings), None
+
+    def _sizes(self, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+        return {
+            "batch_sizes": self.batch_sizes or batch_sizes,
+            "lengths": self.lengths or None,
+            "seconds": self.seconds,
+            "progress_bar": True,
+        }
+
+    def _check_trace(self, trace: "Trace | None", model: str) -> None:
+        if trace is not None and trace.header.model not in (None, model):
+            raise CeeGymError(
+                f"the recording at {self.trace} is of model {trace.header.model}, not {model}: "
+                f"give one of the model at {self.model}"
+            )
+
+
+def _put(model: "torch.nn.Module", device: str | None) -> None:
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
-        model.to(torch.device(device or accelerator or "cpu"))  # type: ignore[arg-type]
+        model.to(torch.device(device or accelerator or "cpu"))
     except (RuntimeError, AssertionError) as error:  # not known; not compiled in
         raise CeeGymError(f"--device {device}: {first_line(error)}") from None
 
@@ -136,7 +183,8 @@ def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths
 def _table(costs: "CostModel") -> str:
     from cee_gym.evaluation.report import aligned
 
-    rows = [["batch size", "tokens", "embedding", "layer", "head", "decision", "full depth"]]
+    exit, start = ("layer", "embedding") if costs.depths is None else ("exit", "every token")
+    rows = [["batch size", "tokens", start, exit, "head", "decision", "full depth"]]
     for i, batch_size in enumerate(costs.batch_sizes):
         for j, length in enumerate(costs.lengths):
             parts = (costs.layers, costs.heads, costs.policy[:-1])
@@ -149,9 +197,16 @@ def _table(costs: "CostModel") -> str:
     where = machine["device"]
     if where == "cpu":
         where = f"{machine['processor']}, threads {machine['threads']}"
+    exits = "" if costs.depths is None else f", exits at {', '.join(map(str, costs.depths))}"
+    meant = "layer, head and decision: the mean over layers"
+    if costs.depths is not None:
+        meant = (
+            "every token: embedding, keys and values, LM head if the policy reads none; exit: the "
+            "layers since the exit before; means over exits"
+        )
     return (
-        f"model {costs.model}, {costs.num_layers} layers, {machine['dtype']}, on {where}\n"
-        f"milliseconds of a batch (layer, head and decision: the mean over layers)\n\n"
+        f"model {costs.model}, {costs.full_depth} layers{exits}, {machine['dtype']}, on {where}\n"
+        f"milliseconds of a batch ({meant})\n\n"
         f"{aligned(rows)}"
     )
 
@@ -175,9 +230,10 @@ def _prediction(
             each = [1e3 * s / len(exits) for s in (predicted.full_depth, predicted.early_exit)]
             cells.append(f"{predicted.wall_clock_speedup:.2f}x ({each[0]:.2f} -> {each[1]:.2f})")
         rows.append([str(batch_size), *cells])
+    one = "text" if costs.depths is None else "token"
     return (
-        f"{policy.name} on {len(exits)} texts of {trace.header.split}: layer speed-up "
-        f"{costs.num_layers / exits.mean():.2f}x\n"
-        "predicted wall-clock speed-up (milliseconds a text at full depth -> with early exit)\n\n"
+        f"{policy.name} on {len(exits)} {one}s of {trace.header.split}: layer speed-up "
+        f"{trace.depths[-1] / trace.depths[exits - 1].mean():.2f}x\n"
+        f"predicted wall-clock speed-up (milliseconds a {one} at full depth -> with early exit)\n\n"
         f"{aligned(rows)}"
     )

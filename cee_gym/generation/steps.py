@@ -78,11 +78,11 @@ class Steps:
         """Runs the prompts but for their last tokens, int64 `[B, T - 1]`, at full depth."""
         length = input_ids.shape[1]
         if length:
-            hidden, calls = self._begin(input_ids, 0, None)
+            hidden, calls = self.begin(input_ids, 0, None)
             for call in calls:
                 hidden = call(hidden)
 
-    def _begin(
+    def begin(
         self, ids: torch.Tensor, column: int, rows: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[LayerCall]]:
         """Embeds tokens `[n, q]` of some rows, which are to stand from this column on."""
@@ -174,7 +174,7 @@ class CopySteps(Steps):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._project = Projection(self.cache)
+        self.project = Projection(self.cache)
         # For each layer, the tokens that have no keys and values there yet: column, state, call.
         self._pending: list[list[tuple[int, torch.Tensor, LayerCall]]] = [
             [] for _ in range(self.num_backbone_layers)
@@ -183,7 +183,7 @@ class CopySteps(Steps):
     def __call__(self, ids: torch.Tensor, rows: torch.Tensor | None, column: int) -> Step:
         """See `Steps`."""
         decoder, size = self.decoder, len(ids)
-        hidden, calls = self._begin(ids[:, None], column, rows)
+        hidden, calls = self.begin(ids[:, None], column, rows)
         positions = self.positions[:, column] if rows is None else self.positions[rows, column]
         here = torch.arange(size, device=ids.device)
         given = here if rows is None else rows
@@ -238,7 +238,7 @@ class CopySteps(Steps):
         pending = self._pending[depth - 1]
         states = torch.cat([state for _, state, _ in pending])[None]
         call = _joined([call for _, _, call in pending])
-        keys, values = self._project(call, states)
+        keys, values = self.project(call, states)
         first = pending[0][0]  # their columns follow one another
         self.cache.layers[depth - 1].write(keys, values, None, first)  # type: ignore[union-attr]
         self.work.fills += len(pending)
@@ -262,7 +262,7 @@ class CopySteps(Steps):
             if count != before:
                 call_rows, part = rows_of(order[:count], len(depths)), states[:count]
             assert call_rows is not None
-            keys, values = self._project(mapped(calls[depth - 1], call_rows), part)
+            keys, values = self.project(mapped(calls[depth - 1], call_rows), part)
             layer = self.cache.layers[depth - 1]
             layer.write(keys, values, rows[:count], column)  # type: ignore[union-attr]
             self.work.fills += count
@@ -296,7 +296,7 @@ class RecomputeSteps(Steps):
         """See `Steps`."""
         decoder, size = self.decoder, len(ids)
         given = torch.arange(size, device=ids.device) if rows is None else rows
-        embedded, _ = self._begin(ids[:, None], column, rows)
+        embedded, _ = self.begin(ids[:, None], column, rows)
         self._states[given, column] = embedded[:, 0]
         self._reached[given, column] = 0
         here = torch.arange(size, device=ids.device)
