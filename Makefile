@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/cee-gym evaluate runs/demo
 
 demo-generation: .venv/installed
-	$(BIN)/cee-gym train EarlyExit-TinyLLaMA-Stories --agent longstaff-schwartz --alpha 0.1 --observe hidden layer confidence margin --rounds 1 --backbone.learning-rate 1e-3 --output runs/demo-generation --resume
+	$(BIN)/cee-gym train EarlyExit-TinyLLaMA-Stories --agent longstaff-schwartz --alpha 0.1 --observe hidden layer confidence margin --rounds 1 --backbone-phase.learning-rate 1e-3 --output runs/demo-generation --resume
 	$(BIN)/cee-gym evaluate runs/demo-generation
 	$(BIN)/cee-gym generate runs/demo-generation --prompt "Once upon a time" --max-new-tokens 120 --coloured
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from cee_gym.errors import CeeGymError
+from cee_gym.progress import show_progress
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
@@ -48,8 +48,8 @@ class Curves:
         self.end = start + total_timesteps
         self._every = max(1, total_timesteps // 100)
         self._written = start
-        self._progress = tqdm(
-            total=total_timesteps, desc=name, unit="step", leave=False, disable=not progress_bar
+        self._progress = show_progress(
+            total=total_timesteps, desc=name, unit="step", disable=not progress_bar
         )
         self._clock = time.perf_counter()
         self._clear()

@@ -42,6 +42,7 @@ from cee_gym.policies.sb3 import (
     untrained,
 )
 from cee_gym.problem import Problem
+from cee_gym.progress import show_progress
 from cee_gym.settings import MOST_SEED, Range, check_setting
 
 PRESETS = {
@@ -150,11 +151,10 @@ class SB3Agent(Agent):
             CeeGymError: if it cannot learn there, or the policy diverges.
         """
         problem = self.bind(env)
-        bar = tqdm(
+        bar = show_progress(
             total=total_timesteps,
             desc=self.name,
             unit="step",
-            leave=False,
             disable=not progress_bar,
         )
         try:

@@ -89,7 +89,7 @@ def go_on(arm: Arm, setup: Setup, start: Path, work: Path, args: Args, seed: int
             continue
         if arm == "policy":
             agent = learn(before[1], settings)
-            config = AlternationConfig(rounds=args.rounds, backbone=fitting)
+            config = AlternationConfig(rounds=args.rounds, backbone_phase=fitting)
             backbone_phase(setup, before[0], models, agent, settings, config, number)
         elif not models.exists():
             train(setup, before[0], models, fitting, seed + number)

@@ -89,7 +89,7 @@ def stories(work: Path, seed: int) -> dict[str, Any]:
     token_phases.record(setup, work / "adapters", work / "before")
     policy, _, _ = at_budget("longstaff-schwartz", work / "before", 0.4)
     config = AlternationConfig(
-        rounds=1, backbone=FitConfig(epochs=4, batch_size=8, learning_rate=1e-3)
+        rounds=1, backbone_phase=FitConfig(epochs=4, batch_size=8, learning_rate=1e-3)
     )
     token_phases.backbone_phase(setup, work / "adapters", work / "trained", policy, config, 1)
     token_phases.record(setup, work / "trained", work / "after")

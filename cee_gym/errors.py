@@ -47,6 +47,16 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def is_a_path(name: object) -> bool:
+    """Whether it can only be the path of a file or directory, and no name on the hub.
+
+    >>> [is_a_path(name) for name in ("/nope", "./a", "~/a", "a/b/c", "me/model", "model")]
+    [True, True, True, True, False, False]
+    """
+    text = str(name)
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or text.endswith(".gguf")
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """Suggests the nearest known names.
 

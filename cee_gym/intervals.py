@@ -25,6 +25,25 @@ def error_of_ratio(sums: npt.NDArray[np.floating], counts: npt.NDArray[np.intege
     return float(residuals.std(ddof=1) * len(sums) ** 0.5 / counts.sum())
 
 
+def error_of_mean(
+    values: npt.NDArray[np.floating], groups: npt.NDArray[np.integer[Any]] | None = None
+) -> float:
+    """The standard error of a mean over rows.
+
+    Args:
+        values: `[N]`.
+        groups: integers `[N]`; rows of one group depend on one another. None where none do.
+
+    >>> error_of_mean(np.array([1.0, 0.0, 1.0, 1.0]))
+    0.25
+    """
+    if groups is None:
+        return error_of_ratio(values, np.ones(len(values), dtype=np.int64))
+    _, owner = np.unique(groups, return_inverse=True)
+    sums = np.bincount(owner, values).astype(float)
+    return error_of_ratio(sums, np.bincount(owner))
+
+
 def parts_of(
     rows: int, parts: int, seed: int, groups: npt.NDArray[np.integer[Any]] | None = None
 ) -> list[npt.NDArray[np.int64]]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.rows import narrow
@@ -30,6 +29,7 @@ from cee_gym.observation import Sizes, layout_of
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Confidence
 from cee_gym.policies.score import Decider
+from cee_gym.progress import show_progress
 from cee_gym.traces.texts import LIBRARIES
 
 LEAST_REPEATS, MOST_REPEATS = 5, 50
@@ -125,7 +125,7 @@ def median_times(
     # The runs of each size stand at even distances.
     turns = np.concatenate([(np.arange(count) + 0.5) / count for count in repeats])
     order = np.repeat(np.arange(len(runs)), repeats)[np.argsort(turns, kind="stable")]
-    for size in tqdm(order, desc="profile", unit="run", leave=False, disable=not progress_bar):
+    for size in show_progress(order, desc="profile", unit="run", disable=not progress_bar):
         times[size].append(runs[size]())
     return np.array([np.median(of_one, axis=0) for of_one in times])
 

@@ -87,9 +87,9 @@ def regress_backwards(
     parts = parts_of(num_instances, folds, seed, groups) if folds > 1 else []
     layers = range(num_layers - 2, -1, -1)
     if progress_bar:
-        from tqdm import tqdm
+        from cee_gym.progress import show_progress
 
-        layers = tqdm(layers, desc="regress")
+        layers = show_progress(layers, desc="regress")
     weight, bias = np.zeros((num_layers, width)), np.zeros(num_layers)
     bias[-1] = 1.0
     rows = np.arange(num_instances)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line has it
+os.environ["COLUMNS"] = "200"  # tables in one line; how they are broken has tests of its own
 # Threads cost more than they give at the size of these models; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,9 +1,12 @@
 """cee-gym: record a backbone, train an exit policy, tune it, evaluate it."""
 
+import contextlib
+import io
 import os
 import shlex
 import sys
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -19,53 +22,44 @@ from cee_gym.cli.serve import Serve
 from cee_gym.cli.suitability import Suitability
 from cee_gym.cli.train import Train
 from cee_gym.cli.tune import Tune
-from cee_gym.errors import CeeGymError
+from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.tables import paragraph
 
-Command = (
-    Envs
-    | Agents
-    | Suitability
-    | Build
-    | Train
-    | Tune
-    | Evaluate
-    | Profile
-    | Predict
-    | Generate
-    | Serve
-    | Export
+COMMANDS: tuple[type[Any], ...] = (
+    Envs,
+    Agents,
+    Suitability,
+    Build,
+    Train,
+    Tune,
+    Evaluate,
+    Profile,
+    Predict,
+    Generate,
+    Serve,
+    Export,
 )
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command; an error meant for the user is one line and exit code 2."""
     _quiet()
-    command: Command | None = None
+    command: Any = None
+    words = list(sys.argv[1:] if args is None else args)
     try:
         interrupt.raise_again()
-        command = tyro.cli(
-            Annotated[Envs, tyro.conf.subcommand("envs")]
-            | Annotated[Agents, tyro.conf.subcommand("agents")]
-            | Annotated[Suitability, tyro.conf.subcommand("suitability")]
-            | Annotated[Build, tyro.conf.subcommand("build")]
-            | Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Tune, tyro.conf.subcommand("tune")]
-            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-            | Annotated[Profile, tyro.conf.subcommand("profile")]
-            | Annotated[Predict, tyro.conf.subcommand("predict")]
-            | Annotated[Generate, tyro.conf.subcommand("generate")]
-            | Annotated[Serve, tyro.conf.subcommand("serve")]
-            | Annotated[Export, tyro.conf.subcommand("export")],
-            prog="cee-gym",
-            description=__doc__,
-            args=args,
-        )
+        if words[:1] == ["--version"]:
+            print(f"cee-gym {version('cee-gym')}")
+            return
+        known = [kind.command for kind in COMMANDS]
+        if words and not words[0].startswith("-") and words[0] not in known:
+            raise CeeGymError(f"unknown command {words[0]!r}: {did_you_mean(words[0], known)}")
+        command = _parsed(words)
         command.run()
     except CeeGymError as error:
         print(f"cee-gym: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        words = list(sys.argv[1:] if args is None else args)
         if isinstance(command, Train | Predict) and not command.resume:
             words.append("--resume")
         kept = "nothing is kept"
@@ -81,6 +75,10 @@ def main(args: list[str] | None = None) -> None:
             kept = f"what there is in {command.output} is not complete: export to another directory"
         print(f"\nstopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read has enough. At its end Python would flush, and complain, once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (
         FileExistsError,
         FileNotFoundError,
@@ -96,6 +94,38 @@ def main(args: list[str] | None = None) -> None:
             raise
         print(f"cee-gym: the disk is full: {error}; what is done is kept", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _parsed(words: list[str]) -> Any:
+    """The command that the words are.
+
+    Raises:
+        CeeGymError: if a value is out of range.
+        SystemExit: if there is no such option, or help was asked for.
+    """
+    named = [Annotated[kind, tyro.conf.subcommand(kind.command)] for kind in COMMANDS]
+    any_of_them: Any = Union[tuple(named)]  # noqa: UP007
+    said, shown = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+            return tyro.cli(
+                any_of_them,
+                prog="cee-gym",
+                description=__doc__,
+                args=words,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        # tyro puts what a dataclass refuses into a box of its own words.
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, CeeGymError):
+                raise cause from None
+            cause = cause.__context__
+        sys.stderr.write(said.getvalue())
+        for line in shown.getvalue().splitlines():
+            print(paragraph(line) if line[:1].isalpha() else line)
+        raise
 
 
 def _quiet() -> None:

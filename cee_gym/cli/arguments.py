@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cee_gym.agents.registry import agent_names
-from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.errors import CeeGymError, did_you_mean, is_a_path
 from cee_gym.registry import import_user_module
 
 if TYPE_CHECKING:
@@ -120,6 +120,43 @@ class OwnText:
                 file=sys.stderr,
             )
         return task
+
+
+def check_agent(name: str) -> None:
+    """Refuses an agent that nobody knows, before anything that takes seconds to import.
+
+    Args:
+        name: of `--agent`; one with a colon is not looked up here.
+    """
+    if ":" not in name and name not in agent_names():
+        raise CeeGymError(f"unknown agent {name!r}: {did_you_mean(name, agent_names())}")
+
+
+def check_there(option: str, given: str | Path | None) -> None:
+    """Refuses a path where nothing is, before anything that takes seconds to import.
+
+    Args:
+        option: the name of the option.
+        given: its value, which may also be a name on the hub.
+    """
+    if given is not None and is_a_path(given) and not Path(given).expanduser().exists():
+        raise CeeGymError(f"{option} {given}: there is no such file or directory")
+
+
+def loading(model: str) -> Path:
+    """The directory of a model; says what the next seconds are spent on.
+
+    Args:
+        model: a directory, or a name on the hub.
+
+    Raises:
+        CeeGymError: if there is none, before anything that takes seconds to import.
+    """
+    from cee_gym.inference.pretrained import locate
+
+    directory = locate(model)
+    print(f"loading {model}", file=sys.stderr, flush=True)
+    return directory
 
 
 def benchmark(given: str) -> tuple[str, str]:
@@ -295,10 +332,3 @@ def _as_type_of(default: Any, text: str) -> Any:
     if kind is tuple and type(value) is list:
         return tuple(value)
     raise ValueError
-
-
-def quiet_transformers() -> None:
-    """Its bars for reading and writing weights would drown ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

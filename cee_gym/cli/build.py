@@ -13,15 +13,17 @@ from cee_gym.cli.arguments import (
     Id,
     OwnText,
     benchmark,
-    quiet_transformers,
+    check_there,
     task_named,
     token_benchmark,
 )
+from cee_gym.cli.options import command
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.training.config import RecordConfig, TokenConfig, refuse_changed
 
 
+@command("build")
 @dataclass(frozen=True)
 class Build:
     """Warms a backbone up and records it, so that gym.make opens it without text and weights.
@@ -47,14 +49,21 @@ class Build:
     id: Id = OWN_ID
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
-    record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
-    tokens: Annotated[TokenConfig, tyro.conf.arg(name="")] = field(default_factory=TokenConfig)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
+    record: Annotated[RecordConfig, tyro.conf.arg(name="recording")] = field(
+        default_factory=RecordConfig
+    )
+    tokens: Annotated[TokenConfig, tyro.conf.arg(name="generation")] = field(
+        default_factory=TokenConfig
+    )
     under: Path | None = None
     output: Path | None = None
 
     def run(self) -> None:
         """Builds."""
+        check_there("--backbone", self.backbone)
+        check_there("--data", self.data)
+        check_there("--under", self.under)
         from cee_gym.evaluation.calibration import agreement_table, exits_table
         from cee_gym.inference.pretrained import load_policy
         from cee_gym.tasks import Task
@@ -72,7 +81,6 @@ class Build:
         from cee_gym.training.setup import Setup
         from cee_gym.training.token_setup import TokenSetup
 
-        quiet_transformers()
         of_tokens = token_benchmark(self.id)
         if of_tokens is None:
             if self.under is not None:

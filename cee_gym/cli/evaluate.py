@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 import tyro
 
 from cee_gym.cli.arguments import SpeedArguments
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError
 
 
+@command("evaluate")
 @dataclass(frozen=True)
 class Evaluate:
     """Accuracy, exit layers, saved layers and the curve of a run, and its operating points.
@@ -34,7 +36,7 @@ class Evaluate:
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     split: Literal["dev", "test"] = "dev"
     per_class: bool = False
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
     guarantee: Literal["disagreement", "harm"] | None = None
     epsilon: float = 0.05
     delta: float = 0.05

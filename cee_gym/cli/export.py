@@ -6,10 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, loading
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError
 
 
+@command("export")
 @dataclass(frozen=True)
 class Export:
     """Writes a multi-exit model as ONNX graphs, one a layer, for ONNX Runtime.
@@ -27,23 +29,17 @@ class Export:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     output: Path
     int8: bool = False
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
         """Exports, and says how to run what was written."""
+        from cee_gym.inference.pretrained import find_policy, has_policy, save_policy, weights_in
+
+        speed, directory = self.speed.speed(), loading(self.model)
         from cee_gym.backbones.encoding import load_tokenizer
         from cee_gym.exits import load_model
-        from cee_gym.inference.pretrained import (
-            find_policy,
-            has_policy,
-            locate,
-            save_policy,
-            weights_in,
-        )
         from cee_gym.onnx.export import export
 
-        quiet_transformers()
-        speed, directory = self.speed.speed(), locate(self.model)
         known = find_policy(directory) if has_policy(directory) else None
         if known is None and speed.given:
             raise CeeGymError(

@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, loading
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError, first_line
 from cee_gym.tasks.files import read_jsonl
 
@@ -25,6 +26,7 @@ else:
 _STANDARD = Path("-")
 
 
+@command("generate")
 @dataclass(frozen=True)
 class Generate:
     """Answers the prompts of a file, each token as deep as the policy says, into JSON lines.
@@ -63,15 +65,10 @@ class Generate:
     seed: int = 0
     full_depth: bool = False
     coloured: bool = False
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
         """Generates, and says what it took on the standard error."""
-        import torch
-
-        from cee_gym.generation.text_generation import EarlyExitTextGeneration
-
-        quiet_transformers()
         if self.output != _STANDARD and self.output.exists():
             raise CeeGymError(f"{self.output} is there already: give another --output")
         if self.prompt is None and self.input != _STANDARD and not self.input.is_file():
@@ -80,6 +77,12 @@ class Generate:
             raise CeeGymError(f"--full-depth runs all layers: leave {self.speed.option} out")
         if self.batch_size < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
             raise CeeGymError("--batch-size and --max-new-tokens are from 1, --temperature above 0")
+        self.speed.speed()
+        loading(self.model)
+        import torch
+
+        from cee_gym.generation.text_generation import EarlyExitTextGeneration
+
         generator = EarlyExitTextGeneration.from_pretrained(
             self.model, cache=self.cache, full_depth=self.full_depth, **vars(self.speed)
         )

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, loading
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError, DataError, did_you_mean
 from cee_gym.tasks import get_task, task_names
 from cee_gym.tasks.files import Row, read_jsonl, read_table, without_mark
@@ -32,6 +33,7 @@ _FORMATS: dict[str, Format] = {
 _STANDARD = Path("-")
 
 
+@command("predict")
 @dataclass(frozen=True)
 class Predict:
     """Classifies the texts of a file, each as deep as the policy says, into JSON lines.
@@ -72,15 +74,12 @@ class Predict:
     pair_column: str | None = None
     batch_size: int = 32
     truncation: bool = False
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
         """Classifies, and says what came of it on the standard error."""
-        from cee_gym.inference.pipeline import EarlyExitPipeline
-
         if self.resume and not self.to_file:
             raise CeeGymError("--resume goes on with a file: give its --output")
-        quiet_transformers()
         with ExitStack() as files:
             source = self._open_input(files)
             format = self._format()
@@ -89,6 +88,10 @@ class Predict:
                     f"{self.output} is there already: give --resume to go on with it, or another "
                     "--output"
                 )
+            self.speed.speed()
+            loading(self.model)
+            from cee_gym.inference.pipeline import EarlyExitPipeline
+
             pipeline = EarlyExitPipeline.from_pretrained(
                 self.model,
                 **vars(self.speed),
@@ -105,15 +108,10 @@ class Predict:
                 mode = "a" if self.resume else "x"
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
-            try:
-                for line in self._results(pipeline, rows, columns, read_label):
-                    tally.count(line)
-                    sink.write(json.dumps(line) + "\n")
-                sink.flush()
-            except BrokenPipeError:
-                # Whoever read has enough. At its end Python would flush, and complain, once more.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise SystemExit(1) from None
+            for line in self._results(pipeline, rows, columns, read_label):
+                tally.count(line)
+                sink.write(json.dumps(line) + "\n")
+            sink.flush()
         print(tally.summary(), file=sys.stderr)
         if tally.errors:
             raise CeeGymError(
@@ -305,10 +303,10 @@ def _text(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
 
 def _lines(source: IO[bytes], quiet: bool) -> Iterator[bytes]:
     """The lines of a file; shows progress on a terminal."""
-    from tqdm import tqdm
+    from cee_gym.progress import show_progress
 
     size = os.fstat(source.fileno()).st_size or None
-    with tqdm(total=size, unit="B", unit_scale=True, disable=quiet or None) as progress:
+    with show_progress(total=size, unit="B", unit_scale=True, disable=quiet or None) as progress:
         for line in source:
             yield line
             progress.update(len(line))

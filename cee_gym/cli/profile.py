@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, check_there, loading
+from cee_gym.cli.options import command
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
+@command("profile")
 @dataclass(frozen=True)
 class Profile:
     """Measures embedding, layers, heads and policy here, by batch size and length.
@@ -60,7 +62,7 @@ class Profile:
     policy: Path | None = None
     trace: Path | None = None
     data: str | None = None
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
     output: Path = Path("profile.json")
     batch_sizes: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -70,11 +72,9 @@ class Profile:
 
     def run(self) -> None:
         """Measures, writes the profile and prints it."""
-        from cee_gym.exits.lm_head import has_exits
-        from cee_gym.inference.pretrained import load_policy, locate, weights_in
+        from cee_gym.inference.pretrained import load_policy, weights_in
         from cee_gym.traces.recordings import open_split
 
-        quiet_transformers()
         speed = self.speed.speed()
         if self.trace is not None and self.policy is None:
             raise CeeGymError("--trace is what to predict a policy's exits on: give --policy too")
@@ -84,7 +84,11 @@ class Profile:
             raise CeeGymError(f"{self.speed.option} is of a policy: give --policy too")
         if self.observe and self.policy is not None:
             raise CeeGymError("--policy says what it observes: leave --observe out")
-        weights = weights_in(locate(self.model))
+        check_there("--policy", self.policy)
+        check_there("--trace", self.trace)
+        weights = weights_in(loading(self.model))
+        from cee_gym.exits.lm_head import has_exits
+
         policy = None
         if self.policy is not None:
             policy = load_policy(self.policy, speed)
@@ -181,7 +185,7 @@ def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths
 
 
 def _table(costs: "CostModel") -> str:
-    from cee_gym.evaluation.report import aligned
+    from cee_gym.tables import aligned
 
     exit, start = ("layer", "embedding") if costs.depths is None else ("exit", "every token")
     rows = [["batch size", "tokens", start, exit, "head", "decision", "full depth"]]
@@ -214,9 +218,9 @@ def _table(costs: "CostModel") -> str:
 def _prediction(
     costs: "CostModel", policy: "ExitPolicy", trace: "Trace", texts: Lengths | None
 ) -> str:
-    from cee_gym.evaluation.report import aligned
     from cee_gym.measuring import predict
     from cee_gym.problem import Problem
+    from cee_gym.tables import aligned
 
     problem = Problem(trace, observe=policy.observe, alpha=policy.alpha_range)
     exits = policy.exit_layers(policy.scores_on(problem))

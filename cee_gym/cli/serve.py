@@ -5,10 +5,12 @@ from typing import Annotated
 
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, quiet_transformers
+from cee_gym.cli.arguments import SpeedArguments, loading
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError, check_number
 
 
+@command("serve")
 @dataclass(frozen=True)
 class Serve:
     """Serves a model and its exit policy over HTTP: POST /predict, GET /health, GET /metrics.
@@ -34,7 +36,7 @@ class Serve:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     host: str = "127.0.0.1"
     port: int = 8000
-    speed: Annotated[SpeedArguments, tyro.conf.arg(name="")] = field(default_factory=SpeedArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
     max_batch: int = 32
     max_wait_ms: float = 5.0
     full_depth: bool = False
@@ -42,22 +44,26 @@ class Serve:
 
     def run(self) -> None:
         """Loads the model, then serves until it is told to stop."""
+        if self.full_depth and self.speed.option is not None:
+            raise CeeGymError(f"--full-depth runs all layers: leave {self.speed.option} out")
+        if self.threads is not None:
+            check_number("--threads", self.threads, 1)
+        check_number("--max-batch", self.max_batch, 1)
+        self.speed.speed()
+        _check_address(self.host, self.port)
+        directory = loading(self.model)
         import torch
 
         from cee_gym.exits.lm_head import has_exits
         from cee_gym.generation.text_generation import EarlyExitTextGeneration
         from cee_gym.inference.pipeline import EarlyExitPipeline
-        from cee_gym.inference.pretrained import locate, weights_in
+        from cee_gym.inference.pretrained import weights_in
         from cee_gym.serving.generation import make_generation_app
         from cee_gym.serving.server import full_depth, make_app, serve
 
-        quiet_transformers()
-        if self.full_depth and self.speed.option is not None:
-            raise CeeGymError(f"--full-depth runs all layers: leave {self.speed.option} out")
         if self.threads is not None:
-            check_number("--threads", self.threads, 1)
             torch.set_num_threads(self.threads)
-        if has_exits(weights_in(locate(self.model))):
+        if has_exits(weights_in(directory)):
             generator = EarlyExitTextGeneration.from_pretrained(
                 self.model, full_depth=self.full_depth, **vars(self.speed)
             )
@@ -68,3 +74,17 @@ class Serve:
             pipeline = full_depth(pipeline)
         app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)
         serve(app, self.host, self.port)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened on, before anything is loaded."""
+    import socket
+
+    check_number("--port", port, 0, 65535)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise CeeGymError(f"{host} port {port} cannot be listened on: {error.strerror}") from None

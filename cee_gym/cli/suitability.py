@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cee_gym.cli.arguments import OWN_ID, OwnText, benchmark, quiet_transformers, task_named
+from cee_gym.cli.arguments import OWN_ID, OwnText, benchmark, check_there, task_named
 from cee_gym.cli.build import check_same
+from cee_gym.cli.options import command
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.training.config import RecordConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cee_gym.tasks import Task
 
 
+@command("suitability")
 @dataclass(frozen=True)
 class Suitability:
     """Says whether early exit will pay for a model and a text, before anybody trains a policy.
@@ -44,7 +46,7 @@ class Suitability:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_OR_ID")]
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
     profile: Path | None = None
     seconds: float = 30.0
     output: Path | None = None
@@ -52,7 +54,9 @@ class Suitability:
 
     def run(self) -> None:
         """Records, measures, compares and prints."""
-        quiet_transformers()
+        check_there("MODEL", self.model)
+        check_there("--backbone", self.backbone)
+        check_there("--data", self.data)
         task, backbone = self._asked()
         if self.profile is not None and not self.profile.is_file():
             raise CeeGymError(f"there is no profile at {self.profile}: leave it out to measure now")

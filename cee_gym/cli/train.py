@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from cee_gym.agents.registry import hyperparameter_defaults
 from cee_gym.cli.arguments import (
     OWN_ID,
     AgentName,
@@ -13,12 +14,15 @@ from cee_gym.cli.arguments import (
     OwnText,
     Settings,
     benchmark_or_own,
+    check_agent,
+    check_there,
     hyperparameters,
     is_prompted,
     metrics_of,
-    quiet_transformers,
+    parse_settings,
     task_named,
 )
+from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training.config import (
@@ -51,6 +55,7 @@ def observing_tokens(agent: str, problem: ProblemSettings) -> ProblemSettings:
     return problem.observing(OBSERVE_TOKENS)
 
 
+@command("train")
 @dataclass(frozen=True)
 class Train:
     """Trains a policy on a recording, or policy and backbone in turn.
@@ -79,32 +84,37 @@ class Train:
     agent: AgentName = "reinforce"
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="")] = field(default_factory=OwnText)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
     trace: Path | None = None
     output: Path | None = None
     resume: bool = False
     seeds: tuple[int, ...] = ()
     set: Settings = ()
-    problem: Annotated[ProblemSettings, tyro.conf.arg(name="")] = field(
-        default_factory=ProblemSettings
-    )
+    problem: ProblemSettings = field(default_factory=ProblemSettings)
     total_timesteps: int | None = None
-    alternation: Annotated[AlternationConfig, tyro.conf.arg(name="")] = field(
-        default_factory=AlternationConfig
+    alternation: AlternationConfig = field(default_factory=AlternationConfig)
+    record: Annotated[RecordConfig, tyro.conf.arg(name="recording")] = field(
+        default_factory=RecordConfig
     )
-    record: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
-    tokens: Annotated[TokenConfig, tyro.conf.arg(name="")] = field(default_factory=TokenConfig)
+    tokens: Annotated[TokenConfig, tyro.conf.arg(name="generation")] = field(
+        default_factory=TokenConfig
+    )
 
     def run(self) -> None:
         """Trains, and prints the evaluation on dev."""
+        check_agent(self.agent)
+        if self.backbone is not None and self.trace is not None:
+            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
+        check_there("--backbone", self.backbone)
+        check_there("--data", self.data)
+        check_there("--trace", self.trace)
+        if self.set:
+            parse_settings(self.agent, self.set, hyperparameter_defaults(self.agent))
         from cee_gym.documents import write_document
         from cee_gym.evaluation.report import live_lines, table
         from cee_gym.evaluation.seeds import over_seeds, seeds_table
         from cee_gym.runs import Run
 
-        quiet_transformers()
-        if self.backbone is not None and self.trace is not None:
-            raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
         own = None
         if self.columns.given:
             if self.backbone is None:

@@ -4,14 +4,22 @@ import json
 import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from cee_gym.cli.arguments import AgentName, Id, Settings, benchmark_or_own, parse_settings
+from cee_gym.cli.arguments import (
+    AgentName,
+    Id,
+    Settings,
+    benchmark_or_own,
+    check_agent,
+    check_there,
+    parse_settings,
+)
+from cee_gym.cli.options import command
 from cee_gym.problem_settings import ProblemSettings
 
 
+@command("tune")
 @dataclass(frozen=True)
 class Tune:
     """Searches an agent's hyper-parameters on a recording, beginning with its preset.
@@ -39,13 +47,13 @@ class Tune:
     output: Path | None = None
     seed: int = 0
     set: Settings = ()
-    problem: Annotated[ProblemSettings, tyro.conf.arg(name="")] = field(
-        default_factory=ProblemSettings
-    )
+    problem: ProblemSettings = field(default_factory=ProblemSettings)
     total_timesteps: int | None = None
 
     def run(self) -> None:
         """Searches, and prints how to train with what was found."""
+        check_agent(self.agent)
+        check_there("--trace", self.trace)
         from cee_gym.agents.registry import hyperparameter_defaults
         from cee_gym.traces.recordings import find_recording
         from cee_gym.training.tune import Search, tune

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
+from cee_gym.intervals import error_of_mean
 from cee_gym.metrics import score
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import AT_ONCE, NEVER
@@ -36,6 +37,9 @@ class Point:
         exits: how many left at each exit, `[L]`.
         threshold: a state with a score above it is left; None where exits were not made by scores.
         mean_return: the mean reward, where rewards were given.
+        points_lost: accuracy of full depth minus this one, in points.
+        points_lost_error: the standard error of that difference, row by row (text by text where
+            instances are tokens).
     """
 
     metrics: dict[str, float]
@@ -46,6 +50,8 @@ class Point:
     exits: list[int]
     threshold: float | None = None
     mean_return: float | None = None
+    points_lost: float = 0.0
+    points_lost_error: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain types."""
@@ -73,6 +79,7 @@ def evaluate(
     predictions = trace.prediction[rows, index]
     depths = trace.depths
     mean_exit = float(depths[index].mean())
+    lost = 100.0 * (trace.correct[:, -1].astype(float) - trace.correct[rows, index])
     return Point(
         metrics=score(metrics, trace.labels, predictions),
         accuracy=float(trace.correct[rows, index].mean()),
@@ -82,6 +89,8 @@ def evaluate(
         exits=np.bincount(index, minlength=trace.num_layers).tolist(),
         threshold=threshold,
         mean_return=None if rewards is None else float(rewards[rows, index].mean()),
+        points_lost=float(lost.mean()),
+        points_lost_error=error_of_mean(lost, trace.sequence),
     )
 
 

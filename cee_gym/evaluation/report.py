@@ -1,6 +1,6 @@
 """The table, the plot and the JSON of one agent on one split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from cee_gym.evaluation.guarantee import Risk, guaranteed_threshold
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
+from cee_gym.tables import aligned, paragraph
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
 MOST_SHOWN = 30  # classes of a confusion matrix that is printed
@@ -176,18 +177,25 @@ def label(speed: Speed) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as a table of plain text."""
+    """The results as a table of plain text, and what it has to say about itself."""
     metrics = results["metrics"]
     names = list(dict.fromkeys(metrics if "agreement" in metrics else ["accuracy", *metrics]))
-    head = [results["agent"], "leaves above", *names, "exit layer", "saved layers"]
-    head += ["layer speed-up", "return"]
+    head = [results["agent"], "leaves above", *names, "points lost", "exit layer", "saved layers"]
+    head += ["return"]
     held = {row_of(id, point): _held(point) for id, point in results["points"].items()}
-    return aligned(
+    shown = aligned(
         [
             head,
             *([row, held.get(row, ""), *_cells(p, names)] for row, p in rows(results).items()),
         ]
     )
+    of = f"{results['rows']} rows of {results['split']}"
+    said = (
+        f"Points lost are of the accuracy of full depth on {of}; ± is the standard error of that "
+        "difference. What is chosen on calibration keeps its word there, and may lose more here: "
+        "for a bound that holds on new rows give --guarantee."
+    )
+    return f"{shown}\n{paragraph(said)}"
 
 
 def live_lines(results: Mapping[str, Any]) -> str:
@@ -269,24 +277,13 @@ def _held(point: Mapping[str, Any]) -> str:
     return f"{point['threshold']:.4g}{alpha}"
 
 
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the head, as a table of plain text."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in cells
-    ]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 def _cells(point: Mapping[str, Any], names: list[str]) -> list[str]:
     values = {"accuracy": point["accuracy"], **point["metrics"]}
     return [
         *(f"{values[name]:.3f}" for name in names),
+        f"{point['points_lost']:.1f} ± {point['points_lost_error']:.1f}",
         f"{point['mean_exit_layer']:.2f}",
         f"{point['saved_layers']:.1%}",
-        f"{point['layer_speedup']:.2f}x",
         f"{point['mean_return']:.4f}",
     ]
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cee_gym.evaluation.report import aligned, rows
+from cee_gym.evaluation.report import rows
+from cee_gym.tables import aligned
 
 _HEADS = {"mean_exit_layer": "exit layer", "saved_layers": "saved layers", "mean_return": "return"}
 _FORMATS = {"mean_exit_layer": ".2f", "saved_layers": ".1%", "mean_return": ".4f"}

@@ -225,7 +225,7 @@ def _speedup(
 
 def table(found: Suitability) -> str:
     """All of it as text."""
-    from cee_gym.evaluation.report import aligned
+    from cee_gym.tables import aligned
 
     exits = " ".join(f"{of:.3f}" for of in found.accuracy)
     speedups = [f"batch {size}" for size in BATCH_SIZES]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from cee_gym.backbones.sequences import TokenSequences
 from cee_gym.exits.forced import Leave, among, at_exits, forward_with_exits
@@ -15,6 +14,7 @@ from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import policy_leave
 from cee_gym.intervals import error_of_ratio
 from cee_gym.policies.base import ExitPolicy
+from cee_gym.progress import show_progress
 from cee_gym.runs import kept_policies
 from cee_gym.traces.recordings import open_split
 from cee_gym.traces.tokens import TOKENS_AT_A_TIME
@@ -62,7 +62,7 @@ def run_live(
     counts = text.answer_tokens
     starts = np.cumsum(counts) - counts
     right, loss, depth = (np.zeros(len(text)) for _ in range(3))
-    progress = tqdm(total=len(text), desc="live", unit="text", leave=False)
+    progress = show_progress(total=len(text), desc="live", unit="text")
     with torch.inference_mode(), progress:
         for rows in text.batches(np.arange(len(text)), batch_size):
             ids, decides = text.batch(rows).to(decoder.device), text.decides(rows)

@@ -23,6 +23,7 @@ from cee_gym.inference.pretrained import Measured, Pretrained, load, save
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed
+from cee_gym.progress import show_progress
 from cee_gym.runs import is_run
 
 # A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
@@ -254,7 +255,7 @@ class EarlyExitPipeline:
             if isinstance(one, CeeGymError):
                 raise one if single else CeeGymError(f"texts[{number}]: {one}")
             encoded.append(one)
-        with tqdm(total=len(encoded), unit="text", disable=not progress_bar) as progress:
+        with show_progress(total=len(encoded), unit="text", disable=not progress_bar) as progress:
             results = self._run_sorted(encoded, top_k, progress)
         return results[0] if single and top_k != 1 else results
 
@@ -279,7 +280,7 @@ class EarlyExitPipeline:
             progress_bar: show progress.
         """
         total = len(texts) if isinstance(texts, Sized) else None
-        with tqdm(total=total, unit="text", disable=not progress_bar) as progress:
+        with show_progress(total=total, unit="text", disable=not progress_bar) as progress:
             remaining = iter(texts)
             while window := list(islice(remaining, self._batch_size * _WINDOW)):
                 encoded = self.encode(window, truncation=truncation)

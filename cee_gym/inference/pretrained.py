@@ -9,23 +9,21 @@ README.md                            the model card
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedTokenizerBase
-
-from cee_gym.backbones.encoding import load_tokenizer
 from cee_gym.documents import read_document, refused_if_damaged, write_document
-from cee_gym.errors import CeeGymError, first_line
+from cee_gym.errors import CeeGymError, first_line, is_a_path
 from cee_gym.evaluation.curve import evaluate_policy, fixed_layers
-from cee_gym.exits import MultiExitModel, load_model
-from cee_gym.inference.model_card import model_card
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, Speeds
 from cee_gym.problem import Problem
 from cee_gym.runs import Run, is_run, kept_policies
 from cee_gym.traces.recordings import open_split, recorded_splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cee_gym.exits import MultiExitModel
 
 VERSION = 2
 POLICY, MEASURED = "policy", "pipeline.json"
@@ -64,8 +62,8 @@ class Measured:
 class Pretrained:
     """What a directory holds."""
 
-    model: MultiExitModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "MultiExitModel"
+    tokenizer: "PreTrainedTokenizerBase"
     policy: ExitPolicy
     measured: Measured
 
@@ -83,6 +81,9 @@ def load(
     Raises:
         CeeGymError: if something is missing or damaged, or the speed is not to be had.
     """
+    from cee_gym.backbones.encoding import load_tokenizer
+    from cee_gym.exits import load_model
+
     directory = locate(name_or_directory, revision)
     weights = weights_in(directory)
     model = load_model(weights)
@@ -94,7 +95,7 @@ def load(
     return Pretrained(model, load_tokenizer(str(weights)), policy, measured)
 
 
-def _check_labels(model: MultiExitModel, run: Run) -> None:
+def _check_labels(model: "MultiExitModel", run: Run) -> None:
     """Refuses a model whose classes are not those its run was recorded with."""
     for split in recorded_splits(run.recording)[:1]:
         labels = open_split(run.recording, split).header.labels
@@ -115,6 +116,11 @@ def locate(name_or_directory: str | Path, revision: str | None = None) -> Path:
     directory = Path(name_or_directory).expanduser()
     if directory.is_dir():
         return directory
+    if is_a_path(name_or_directory):
+        raise CeeGymError(f"there is no directory {name_or_directory}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(
             snapshot_download(
@@ -180,6 +186,8 @@ def save(pretrained: Pretrained, directory: Path, name: str) -> None:
         directory: exists.
         name: for the card.
     """
+    from cee_gym.inference.model_card import model_card
+
     model, policy, measured = pretrained.model, pretrained.policy, pretrained.measured
     if measured.run is not None:
         measured = measure(policy, measured.run)

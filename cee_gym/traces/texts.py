@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from array_api_compat import torch as xp
-from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.progress import show_progress
 from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.trace import Trace
@@ -115,7 +115,7 @@ def write_rows(
     place[rows[todo]] = todo
     was_training = model.training
     model.eval()
-    progress = tqdm(total=len(todo), desc=f"record {writer.path.name}", unit="text", leave=False)
+    progress = show_progress(total=len(todo), desc=f"record {writer.path.name}", unit="text")
     with torch.inference_mode(), progress:
         for batch in text.batches(rows[todo], batch_size):
             output = model(**text.batch(batch, model.device))

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from array_api_compat import torch as xp
-from tqdm import tqdm
 
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
+from cee_gym.progress import show_progress
 from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace
@@ -86,7 +86,7 @@ def collect_tokens(
         position=position,
     )
     todo = np.unique(sequence[writer.missing])
-    progress = tqdm(total=len(todo), desc=f"record {path.name}", unit="text", leave=False)
+    progress = show_progress(total=len(todo), desc=f"record {path.name}", unit="text")
     with torch.inference_mode(), progress:
         for rows in text.batches(todo, batch_size):
             ids, decides = text.batch(rows).to(decoder.device), text.decides(rows)

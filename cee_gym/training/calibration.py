@@ -6,16 +6,15 @@ its probabilities compare with those of the others.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from cee_gym.errors import DataError
 from cee_gym.exits import load_model
+from cee_gym.progress import say, show_progress
 from cee_gym.training.fit import all_logits
 from cee_gym.training.losses import loss_per_layer
 from cee_gym.training.partition import DEPLOYED
@@ -45,7 +44,7 @@ def unseen_logits(setup: Setup, models: Path) -> tuple[torch.Tensor, torch.Tenso
     rows, names = rows[picked], names[picked]
     text = setup.text["train"]
     logits = None
-    for name in tqdm(np.unique(names), desc="unseen text", unit="model", leave=False):
+    for name in show_progress(np.unique(names), desc="unseen text", unit="model"):
         model = load_model(models / name, torch.float32).to(setup.accelerator.device)
         found = all_logits(model, text, rows[names == name])
         if logits is None:
@@ -134,9 +133,8 @@ def _warn_of_chance(logits: torch.Tensor, labels: torch.Tensor) -> None:
     accuracy = (logits.argmax(2) == labels[:, None]).double().mean(0)
     if at_chance := [i + 1 for i, of in enumerate(accuracy.tolist()) if of <= share + 2 * error]:
         layers = ", ".join(map(str, at_chance))
-        tqdm.write(
+        say(
             f"warning: exits at layers {layers} are at chance on unseen text: right for "
             f"{accuracy[at_chance[0] - 1]:.3f} at layer {at_chance[0]}, where giving the most "
-            f"frequent class always is for {share:.3f}",
-            sys.stderr,
+            f"frequent class always is for {share:.3f}"
         )

@@ -190,7 +190,7 @@ class AlternationConfig:
 
     Attributes:
         rounds: how often backbone and policy are trained again; 0 trains a policy only.
-        backbone: of a backbone phase.
+        backbone_phase: how long and how fast it trains.
         backbone_loss: cross-entropy at the exit the policy draws (`sampled`), or in expectation
             (`expected`).
         memorized_layer: computed `once`, from the first recording, or in `each_round`.
@@ -199,7 +199,7 @@ class AlternationConfig:
     """
 
     rounds: int = 0
-    backbone: FitConfig = field(
+    backbone_phase: FitConfig = field(
         default_factory=lambda: FitConfig(epochs=1, batch_size=16, learning_rate=2e-5)
     )
     backbone_loss: Literal["sampled", "expected"] = "sampled"
@@ -208,4 +208,4 @@ class AlternationConfig:
 
     def __post_init__(self) -> None:
         check_number("rounds", self.rounds, 0)
-        self.backbone.check("backbone")
+        self.backbone_phase.check("backbone_phase")

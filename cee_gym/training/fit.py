@@ -5,7 +5,6 @@ The warm-up and every backbone phase are such a run.
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
-from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.exits.classifier import MultiExitModel, MultiExitOutput
+from cee_gym.progress import say, show_progress
 from cee_gym.training.config import FitConfig
 from cee_gym.training.losses import loss_per_layer
 
@@ -78,12 +77,11 @@ def fit(
     rising = max(1.0, total * (warmup_ratio if given is None else given))
     start = 0 if checkpoint is None else resume_checkpoint(checkpoint, parameters, optimizer)
     step = start * steps_per_epoch
-    progress = tqdm(
+    progress = show_progress(
         total=config.epochs * len(rows),
         initial=start * len(rows),
         desc=name,
         unit="text",
-        leave=False,
     )
     was_training = model.training
     model.train()
@@ -112,7 +110,7 @@ def fit(
         curves = {"": (seen / len(rows)).cpu()}
         if watched is not None:
             curves["calibration_"] = watch = _watch(model, text, watched)
-            tqdm.write(f"{name} epoch {epoch + 1} of {config.epochs}, {_line(watch)}", sys.stderr)
+            say(f"{name} epoch {epoch + 1} of {config.epochs}, {_line(watch)}")
         if logger is not None:
             for prefix, (loss, accuracy) in curves.items():
                 for layer in range(model.num_layers):

@@ -12,7 +12,7 @@ that was stopped goes on after the last thing that exists.
 
 import hashlib
 import shutil
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
-from tqdm import tqdm
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
@@ -33,6 +32,7 @@ from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
 from cee_gym.observation import Layout, Seen, Sizes, observe_into, width_of
 from cee_gym.problem import OBSERVE
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.progress import say
 from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import RECORDING, open_split
@@ -107,7 +107,7 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
     finished = work / f"{kept}.calibrated"
     if setup.recipes:
         made = ", ".join(f"{recipe} {loss:.4f}" for recipe, loss in losses.items())
-        tqdm.write(f"recipe {kept}; mean cross-entropy on unseen text: {made}", sys.stderr)
+        say(f"recipe {kept}; mean cross-entropy on unseen text: {made}")
     write_document(finished / RECIPE, {"recipe": kept, "losses": losses} if setup.recipes else {})
     finished.rename(models)
     shutil.rmtree(work)
@@ -115,15 +115,25 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
 
 def _train(setup: Setup, models: Path, logger: Logger | None) -> None:
     """Trains every backbone on the objective of the set-up, from probes or from fresh heads."""
-    for number, name in enumerate(setup.partition.fit, start=1):
+    rows = {name: len(fit) for name, fit in setup.partition.fit.items()}
+    left = {name for name in rows if not (models / name).exists()}
+    started, trained = time.monotonic(), 0
+    for number, name in enumerate(rows, start=1):
         label = f"warm-up/{name}"
-        if not (models / name).exists() and setup.objective is not None:
-            count = f"model {number} of {len(setup.partition.fit)}"
-            tqdm.write(f"{label}: {count}, {len(setup.partition.fit[name])} rows", sys.stderr)
+        if name in left and setup.objective is not None:
+            said = f"{label}: model {number} of {len(rows)}, {rows[name]} rows"
+            if trained:
+                pace = (time.monotonic() - started) / trained
+                minutes = pace * sum(rows[other] for other in left) / 60
+                said += f"; about {minutes:.0f} min left for all models"
+            say(said)
         start = models.with_name("probe") / name
         load = partial(load_model, start, torch.float32) if start.exists() else setup.initial_model
         stages = _warm_up_stages(setup, label)
         _train_one(setup, models / name, load, stages, setup.config.warm_up, logger)
+        if name in left:
+            left.remove(name)
+            trained += rows[name]
 
 
 def _warm_up_stages(setup: Setup, label: str) -> list[Stage]:
@@ -212,10 +222,10 @@ def backbone_phase(
             work / name,
             partial(load_model, before / name, torch.float32),
             [Stage(label, seed, objective_for(name, seed))],
-            config.backbone,
+            config.backbone_phase,
             logger,
             agent if together and name == DEPLOYED else None,
-            epochs_before=(number - 1) * config.backbone.epochs,
+            epochs_before=(number - 1) * config.backbone_phase.epochs,
         )
         if together and name == DEPLOYED:
             agent = load_agent(work / DEPLOYED / "agent")

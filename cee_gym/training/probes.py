@@ -13,13 +13,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
-from tqdm import tqdm
 
 from cee_gym.backbones.encoding import EncodedText
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import DataError
 from cee_gym.exits import ClassifierExit, MultiExitModel
 from cee_gym.exits.reader import Scale
+from cee_gym.progress import show_progress
 from cee_gym.training.partition import DEPLOYED, Rows
 from cee_gym.training.setup import Setup
 
@@ -80,7 +80,7 @@ def probe(setup: Setup, models: Path) -> None:
     chosen = _chosen(models / "probes.json", states, labels, rng)
     model.config.pooling = chosen.pooling
     mean, deviation = scales[chosen.pooling]
-    for name, fit in tqdm(setup.partition.fit.items(), desc="probes", unit="model", leave=False):
+    for name, fit in show_progress(setup.partition.fit.items(), desc="probes", unit="model"):
         if (models / name).exists():
             continue
         own = np.isin(rows, fit)
@@ -138,7 +138,7 @@ def frozen_states(
     found: dict[Pooling, Floats] = {name: np.empty(shape, np.float32) for name in poolings}
     place = np.full(len(text), -1)
     place[rows] = np.arange(len(rows))
-    progress = tqdm(total=len(rows), desc="frozen states", unit="text", leave=False)
+    progress = show_progress(total=len(rows), desc="frozen states", unit="text")
     with torch.inference_mode(), progress:
         for batch in text.batches(rows, 64):
             inputs = text.batch(batch, model.device)
@@ -192,7 +192,7 @@ def choose(
     names = list(states)
     num_layers = states[names[0]].shape[1]
     losses = np.empty((len(names), num_layers, len(PENALTIES)))
-    progress = tqdm(total=len(names) * num_layers, desc="choose probes", unit="layer", leave=False)
+    progress = show_progress(total=len(names) * num_layers, desc="choose probes", unit="layer")
     with progress:
         for number, name in enumerate(names):
             for layer in range(num_layers):

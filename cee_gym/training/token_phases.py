@@ -9,7 +9,6 @@ They are those of `cee_gym.training.phases` in their order and files.
 
 import itertools
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 from torch.nn import functional
-from tqdm import tqdm
 
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.documents import read_document, write_document
@@ -27,6 +25,7 @@ from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits
 from cee_gym.generation.decisions import policy_leave
 from cee_gym.policies.base import ExitPolicy
+from cee_gym.progress import say, show_progress
 from cee_gym.traces.recordings import RECORDING
 from cee_gym.traces.tokens import TOKENS_AT_A_TIME, collect_tokens
 from cee_gym.training.config import AlternationConfig, FitConfig
@@ -113,7 +112,7 @@ def backbone_phase(
         setup.text["train"],
         setup.shares.fit,
         _copying_descent(decoder, reference, leave, setup.tokens.loss),
-        config.backbone,
+        config.backbone_phase,
         seed=setup.config.seed + number,
         checkpoint=checkpoint,
         name="backbone/copying",
@@ -214,7 +213,7 @@ def fit_tokens(
     done = resume_checkpoint(checkpoint, dict(parameters), optimizer)
     rising = max(1.0, total * (WARMUP if config.warmup_ratio is None else config.warmup_ratio))
     tokens = int(text.answer_tokens[rows].sum())
-    progress = tqdm(total=config.epochs * tokens, desc=name, unit="token", leave=False)
+    progress = show_progress(total=config.epochs * tokens, desc=name, unit="token")
     decoder.eval()  # small language models are trained without dropout
     update, recent = 0, list[float]()
     for epoch in range(config.epochs):
@@ -238,7 +237,7 @@ def fit_tokens(
         if recent:
             mean = float(np.mean(recent))
             count = f"epoch {epoch + 1} of {config.epochs}"
-            tqdm.write(f"{name} {count}, mean loss {mean:.4f}", sys.stderr)
+            say(f"{name} {count}, mean loss {mean:.4f}")
             if logger is not None:
                 logger.record(f"{name}/loss", mean)
                 logger.dump(epoch + 1)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import (
@@ -32,6 +31,7 @@ from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.progress import show_progress
 from cee_gym.settings import MOST_SEED, Range
 from cee_gym.training.phases import problem_env
 
@@ -232,12 +232,11 @@ def _run(
     for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(cut_off.number, state=TrialState.FAIL)
     done = len(_done(study))
-    with tqdm(
+    with show_progress(
         total=trials,
         initial=done,
         desc=f"tune {search.agent}",
         unit="trial",
-        leave=False,
         disable=not progress_bar,
     ) as bar:
         while done < trials:

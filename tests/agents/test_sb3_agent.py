@@ -225,7 +225,8 @@ def test_a_live_environment_will_do(env) -> None:
     assert "exit/regret" not in kept.points[-1][1]  # there is no table to know it from
 
 
-def test_progress_is_shown(env, capsys) -> None:
+def test_progress_is_shown(env, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("cee_gym.progress.EVERY", 0.0)
     agent = SB3Agent("sb3:a2c", num_envs=8)
     agent.learn(env, 100)
     assert not capsys.readouterr().err

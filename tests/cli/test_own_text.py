@@ -120,7 +120,7 @@ def test_one_file_is_announced(tmp_path, capsys) -> None:
     Path("all.csv").write_text("first,kind\n" + "a,x\nb,y\n" * 10)
     columns = ("--data", "all.csv", "--text", "first", "--label", "kind")
     with pytest.raises(SystemExit):
-        main(["build", *columns, "--backbone", str(tmp_path / "nowhere")])
+        main(["build", *columns, "--backbone", "nobody/nowhere"])
     said = "all.csv is one file: of each class, about one row in 5 is dev and the others are train"
     assert said in capsys.readouterr().err
 

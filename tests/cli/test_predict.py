@@ -93,7 +93,7 @@ def test_lines_of_text(saved, capsys) -> None:
     assert "Give --format" in refused(capsys, "--input", "trace/header.json")
     lines, err = predict(capsys, "--input", "/dev/null", "--format", "text")
     assert not lines
-    assert err == "0 texts\n"
+    assert err == "loading model\n0 texts\n"
 
 
 def test_each_bad_line_says_why_and_the_others_go_on(saved, capsys, monkeypatch) -> None:
@@ -351,7 +351,7 @@ def test_only_a_file_is_gone_on_with(saved, capsys) -> None:
     Path("in.txt").write_text("the cat sat\na dog\n")
     assert "give its --output" in refused(capsys, "--input", "in.txt", "--resume")
     err = stopped_at(capsys, "a dog", "--input", "in.txt")
-    assert err == "\nstopped; it can only go on with a file: give --output\n"
+    assert err == "loading model\n\nstopped; it can only go on with a file: give --output\n"
     # Nothing was begun yet where it was stopped: then it begins.
     predict(capsys, "--input", "in.txt", "--output", "out", "--resume")
     assert len(Path("out").read_text().splitlines()) == 2
@@ -366,7 +366,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(saved, capsys, monkeypatch) ->
         with pytest.raises(SystemExit) as stop:
             main(["predict", "model", "--input", "in.txt"])
     assert stop.value.code == 1
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "loading model\n"
 
 
 def test_a_model_of_text_of_ones_own_knows_its_columns(saved, capsys) -> None:

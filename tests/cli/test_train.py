@@ -90,8 +90,8 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
     assert "rollouts must be 2 to" in refused(
         capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1"
     )
-    assert "backbone.batch_size must be at least 1" in refused(
-        capsys, "train", CLAUSES, "--rounds", "1", "--backbone.batch-size", "0"
+    assert "backbone_phase.batch_size must be at least 1" in refused(
+        capsys, "train", CLAUSES, "--rounds", "1", "--backbone-phase.batch-size", "0"
     )
     assert "did you mean hidden" in refused(
         capsys, "train", "EarlyExit-BERT-RTE", "--observe", "hiden"
@@ -116,7 +116,7 @@ def test_every_agent_trains_with_its_preset_alone(tmp_path, capsys) -> None:
         assert any(line.startswith("own: its own speed") for line in lines)
     main(["agents"])
     listed = capsys.readouterr().out
-    assert all(f"\n{agent} " in f"\n{listed}" for agent in agent_names())
+    assert all(f"\n{agent}\n" in f"\n{listed}" for agent in agent_names())
 
 
 def test_what_is_given_wins_over_the_preset(tmp_path, capsys) -> None:

@@ -36,7 +36,7 @@ def small_trainer(output: Path, rounds: int = 1) -> ConsistentEETrainer:
         setup=small_setup(),
         problem=ProblemSettings(alpha=(0.15,), observe=("hidden", "layer", "confidence")),
         alternation=AlternationConfig(
-            rounds=rounds, backbone=FitConfig(epochs=1, batch_size=4, learning_rate=1e-4)
+            rounds=rounds, backbone_phase=FitConfig(epochs=1, batch_size=4, learning_rate=1e-4)
         ),
     )
 

@@ -313,7 +313,7 @@ def test_it_is_pushed_whole_and_fetched_from_the_hub(pipeline, tmp_path, monkeyp
         assert set(filter_repo_objects(files, allow_patterns=allow_patterns)) == files
         return str(hub / repo_id.replace("/", "--"))
 
-    monkeypatch.setattr("cee_gym.inference.pretrained.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     fetched = EarlyExitPipeline.from_pretrained("me/tiny", revision="v1", device="cpu")
     assert_same(fetched("the cat sat"), pipeline("the cat sat"))
 

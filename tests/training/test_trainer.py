@@ -40,7 +40,8 @@ def trainer(setup: Setup, output: Path, *, epochs: int = 1, **alternation) -> Co
         setup=setup,
         total_timesteps=TIMESTEPS,
         alternation=AlternationConfig(
-            backbone=FitConfig(epochs=epochs, batch_size=16, learning_rate=1e-3), **alternation
+            backbone_phase=FitConfig(epochs=epochs, batch_size=16, learning_rate=1e-3),
+            **alternation,
         ),
     )
 
@@ -229,8 +230,8 @@ def test_a_recording_without_a_split_to_evaluate_on_is_refused_before_learning(t
     "make",
     [
         lambda: RecordConfig(warm_up=FitConfig(epochs=-1)),
-        lambda: AlternationConfig(backbone=FitConfig(batch_size=0)),
-        lambda: AlternationConfig(backbone=FitConfig(learning_rate=float("nan"))),
+        lambda: AlternationConfig(backbone_phase=FitConfig(batch_size=0)),
+        lambda: AlternationConfig(backbone_phase=FitConfig(learning_rate=float("nan"))),
         lambda: RecordConfig(calibration=-0.5),
         lambda: RecordConfig(held_out=2.0),
         lambda: RecordConfig(folds=1),
