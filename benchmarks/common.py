@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
 def write(name: str, results: dict[str, Any]) -> None:
     """Writes `results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
-    write_document(RESULTS / f"{name}.json", {"machine": machine(), **results})
+    write_document(RESULTS / f"{name}.json", {**results, "machine": machine()})
     print(f"wrote {RESULTS / name}.json")
 
 

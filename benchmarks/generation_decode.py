@@ -11,7 +11,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, Self
 
@@ -73,9 +73,9 @@ class Drawn(Score):
         raise NotImplementedError
 
 
-def drawn(decoder: MultiExitDecoder, speedup: float) -> ExitPolicy:
-    """A policy whose layer speed-up is this one on average."""
-    depths = np.array(decoder.depths)
+def chance_at(depths: Sequence[int], speedup: float) -> float:
+    """Leaving each exit with this chance, tokens have this layer speed-up on average."""
+    depths = np.asarray(depths)
 
     def mean_depth(chance: float) -> float:
         stay = (1 - chance) ** np.arange(len(depths))
@@ -86,8 +86,14 @@ def drawn(decoder: MultiExitDecoder, speedup: float) -> ExitPolicy:
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if mean_depth(middle) > depths[-1] / speedup else (low, middle)
+    return low
+
+
+def drawn(decoder: MultiExitDecoder, speedup: float) -> ExitPolicy:
+    """A policy whose layer speed-up is this one on average."""
     sizes = Sizes(decoder.num_layers, decoder.width, decoder.num_labels)
-    return ExitPolicy(Drawn(low, decoder.width), layout_of(("hidden",), sizes))
+    chance = chance_at(decoder.depths, speedup)
+    return ExitPolicy(Drawn(chance, decoder.width), layout_of(("hidden",), sizes))
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -177,18 +183,16 @@ def measure(
 def economized(
     model: PreTrainedModel, batch: int, given: Mapping[str, Any]
 ) -> dict[str, dict[str, float]] | None:
-    """CALM of the package `economize` with exits drawn alike after any layer; None without it.
+    """CALM of the package `economize`, exits drawn after any layer; None where it is not installed.
 
-    What it runs is counted by hooks on the layers' MLPs, and not by its own meter.
+    What it runs is counted in one run, by hooks on the layers' MLPs and not by its own meter.
     """
     try:
         import economize
         from economize.techniques.dynamic_depth import calm
     except ImportError:
         return None
-    copied = copy.deepcopy(model)
-    layers = copied.get_decoder().layers
-    decoder = MultiExitDecoder(copied, tuple(range(1, len(layers) + 1)), adapter_rank=0)
+    layers = model.get_decoder().layers
     if "drawn" not in calm.CONFIDENCE_MEASURES:
 
         @calm.CONFIDENCE_MEASURES.register("drawn")
@@ -204,7 +208,7 @@ def economized(
 
     found = {}
     for speedup in SPEEDUPS:
-        chance = drawn(decoder, speedup).score.chance  # type: ignore[attr-defined]
+        chance = chance_at(range(1, len(layers) + 1), speedup)
         config = calm.CalmConfig(confidence="drawn", threshold=1 - chance)
         applied = economize.apply(copy.deepcopy(model), config)
         ran = 0
@@ -221,8 +225,6 @@ def economized(
             if isinstance(module, wanted)
         ]
         applied.generate(**given)
-        tokens = batch * NEW
-        rows = ran / tokens
         for handle in handles:
             handle.remove()
         times = [timed(lambda a=applied: a.generate(**given)) for _ in range(TURNS)]  # type: ignore[misc]
@@ -231,7 +233,7 @@ def economized(
             "cpu_ms_a_step": cpu,
             "wall_ms_a_step": wall,
             "layer_speedup": speedup,
-            "layers_run_a_token": rows,
+            "layers_run_a_token": ran / (batch * NEW),
         }
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.errors import CeeGymError
-from cee_gym.intervals import error_of_ratio, parts_of
+from cee_gym.intervals import error_of_mean, parts_of
 from cee_gym.problem import Problem, shared_problem
 from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import regress_backwards
@@ -237,6 +237,4 @@ def _mean(values: npt.NDArray[np.float64], sequence: Ints | None) -> tuple[float
     """The mean, and its standard error, where rows are drawn, or the texts they are tokens of."""
     if sequence is None:
         return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    _, text, counts = np.unique(sequence, return_inverse=True, return_counts=True)
-    sums: npt.NDArray[np.float64] = np.bincount(text, values).astype(np.float64)
-    return float(values.mean()), error_of_ratio(sums, counts)
+    return float(values.mean()), error_of_mean(values, sequence)

@@ -75,13 +75,7 @@ def profile(
         CeeGymError: if a size is out of range, or the policy does not fit the model.
     """
     longest = int(model.config.max_tokens)
-    if lengths is None:
-        lengths = [length for length in LENGTHS if length < longest] + [min(longest, LENGTHS[-1])]
-    batch_sizes, lengths = sorted(set(batch_sizes)), sorted(set(lengths))
-    for name, given in (("batch_sizes", batch_sizes), ("lengths", lengths)):
-        if len(given) < 2 or given[0] < 1:
-            raise CeeGymError(f"{name} must be at least two numbers from 1 up, got {given}")
-    check_number("lengths", lengths[-1], 1, longest)
+    batch_sizes, lengths = checked_sizes(batch_sizes, lengths, LENGTHS, longest)
     check_number("seconds", seconds, 0)
     watch = _Watch(model, policy)
     rng = np.random.default_rng(0)
@@ -103,6 +97,34 @@ def profile(
         machine=machine_of(model.device, model.dtype),
         typical=(batch_sizes[0], lengths[len(lengths) // 2]),
     )
+
+
+def checked_sizes(
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int] | None,
+    usual_lengths: Sequence[int],
+    longest: float,
+) -> tuple[list[int], list[int]]:
+    """Batch sizes and lengths to measure, rising.
+
+    Args:
+        batch_sizes: that were asked for.
+        lengths: that were asked for; None for the usual ones, as far as the model goes.
+        usual_lengths: rising.
+        longest: that the model can take.
+
+    Raises:
+        CeeGymError: if one is out of range, or there are fewer than two.
+    """
+    if lengths is None:
+        most = int(min(longest, usual_lengths[-1]))
+        lengths = [*(length for length in usual_lengths if length < longest), most]
+    batch_sizes, lengths = sorted(set(batch_sizes)), sorted(set(lengths))
+    for name, given in (("batch_sizes", batch_sizes), ("lengths", lengths)):
+        if len(given) < 2 or given[0] < 1:
+            raise CeeGymError(f"{name} must be at least two numbers from 1 up, got {given}")
+    check_number("lengths", lengths[-1], 1, longest)
+    return batch_sizes, lengths
 
 
 def median_times(

@@ -16,16 +16,14 @@ def aligned(cells: Sequence[Sequence[str]], width: int | None = None) -> str:
         cells: as many in each row; the first column is text, the others are numbers.
         width: in characters; by default that of the terminal, and 80 where there is none.
     """
-    width = width or shutil.get_terminal_size((80, 24)).columns
+    width = width or _terminal_width()
     head, *rows = cells
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     gaps = 2 * (len(widths) - 1)
     if sum(widths) + gaps > width:
-        bodies = zip(*rows, strict=True) if rows else ([] for _ in head)
-        longest = (
-            max(map(len, [*body, *name.split()])) for name, body in zip(head, bodies, strict=True)
-        )
-        widths = [widths[0], *list(longest)[1:]]
+        for column in range(1, len(head)):
+            whole = [*head[column].split(), *(row[column] for row in rows)]
+            widths[column] = max(map(len, whole))
         rest = width - gaps - sum(widths[1:])
         widths[0] = min(widths[0], max(rest, LEAST_FIRST))
     lines = [line for row in cells for line in _broken(row, widths)]
@@ -51,13 +49,16 @@ def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 def paragraph(text: str, indent: int = 0) -> str:
     """A text broken between words to fit the terminal, each line that far from the left."""
-    width = shutil.get_terminal_size((80, 24)).columns
     space = " " * indent
     return textwrap.fill(
         text,
-        width,
+        _terminal_width(),
         initial_indent=space,
         subsequent_indent=space,
         break_on_hyphens=False,
         break_long_words=False,
     )
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size((80, 24)).columns

@@ -123,6 +123,7 @@ def _parsed(words: list[str]) -> Any:
                 raise cause from None
             cause = cause.__context__
         sys.stderr.write(said.getvalue())
+        # tyro breaks the lines of its boxes, and not those of the text above them.
         for line in shown.getvalue().splitlines():
             print(paragraph(line) if line[:1].isalpha() else line)
         raise

@@ -78,13 +78,13 @@ class Generate:
         if self.batch_size < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
             raise CeeGymError("--batch-size and --max-new-tokens are from 1, --temperature above 0")
         self.speed.speed()
-        loading(self.model)
+        directory = loading(self.model)
         import torch
 
         from cee_gym.generation.text_generation import EarlyExitTextGeneration
 
         generator = EarlyExitTextGeneration.from_pretrained(
-            self.model, cache=self.cache, full_depth=self.full_depth, **vars(self.speed)
+            directory, cache=self.cache, full_depth=self.full_depth, **vars(self.speed)
         )
         torch.manual_seed(self.seed)
         layers: list[int] = []

@@ -89,11 +89,11 @@ class Predict:
                     "--output"
                 )
             self.speed.speed()
-            loading(self.model)
+            directory = loading(self.model)
             from cee_gym.inference.pipeline import EarlyExitPipeline
 
             pipeline = EarlyExitPipeline.from_pretrained(
-                self.model,
+                directory,
                 **vars(self.speed),
                 batch_size=self.batch_size,
             )

@@ -32,7 +32,7 @@ Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 class Profile:
     """Measures embedding, layers, heads and policy here, by batch size and length.
 
-    Of a decoder one decoding step is measured, after so many tokens of text.
+    For a decoder it measures one decoding step, after a text of so many tokens.
 
     The file can be the cost in a reward: gym.make(ID, reward=Reward(cost="profile.json")). With a
     policy and a recording it also predicts how much faster the policy would be, before it is
@@ -51,9 +51,9 @@ class Profile:
         batch_sizes: texts run together; by default 1 to 128, and 1 to 16 for a decoder.
         lengths: in tokens; by default 8 to 128, as far as the model goes, and for a decoder 32 and
             128.
-        observe: of a decoder without a policy, the parts of an observation that one yet to be
-            learned will read; by default hidden and layer. Parts such as margin need an LM head at
-            each exit.
+        observe: for a decoder without --policy, the parts of an observation that a policy will read
+            when it has been learned; by default hidden and layer. Parts such as margin need an LM
+            head at each exit.
         seconds: about how long to measure; 5 runs of each size are made in any case.
         device: by default the accelerator, where there is one.
     """
@@ -140,8 +140,8 @@ class Profile:
         _put(decoder, self.device)
         self._check_trace(trace, decoder.fingerprint)
         settings = self._sizes(profiling.BATCH_SIZES)
-        if policy is None:
-            settings["observe"] = self.observe or profiling.OBSERVE
+        if self.observe:
+            settings["observe"] = self.observe
         return partial(profiling.profile_decoder, decoder, policy, **settings), None
 
     def _sizes(self, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _lengths(trace: "Trace", data: str, model: Path, max_tokens: int) -> Lengths
 
 
 def _table(costs: "CostModel") -> str:
-    from cee_gym.tables import aligned
+    from cee_gym.tables import aligned, paragraph
 
     exit, start = ("layer", "embedding") if costs.depths is None else ("exit", "every token")
     rows = [["batch size", "tokens", start, exit, "head", "decision", "full depth"]]
@@ -210,7 +210,7 @@ def _table(costs: "CostModel") -> str:
         )
     return (
         f"model {costs.model}, {costs.full_depth} layers{exits}, {machine['dtype']}, on {where}\n"
-        f"milliseconds of a batch ({meant})\n\n"
+        f"{paragraph(f'milliseconds of a batch ({meant})')}\n\n"
         f"{aligned(rows)}"
     )
 
@@ -220,7 +220,7 @@ def _prediction(
 ) -> str:
     from cee_gym.measuring import predict
     from cee_gym.problem import Problem
-    from cee_gym.tables import aligned
+    from cee_gym.tables import aligned, paragraph
 
     problem = Problem(trace, observe=policy.observe, alpha=policy.alpha_range)
     exits = policy.exit_layers(policy.scores_on(problem))
@@ -235,9 +235,10 @@ def _prediction(
             cells.append(f"{predicted.wall_clock_speedup:.2f}x ({each[0]:.2f} -> {each[1]:.2f})")
         rows.append([str(batch_size), *cells])
     one = "text" if costs.depths is None else "token"
+    said = f"predicted wall-clock speed-up (milliseconds a {one} at full depth -> with early exit)"
     return (
         f"{policy.name} on {len(exits)} {one}s of {trace.header.split}: layer speed-up "
         f"{trace.depths[-1] / trace.depths[exits - 1].mean():.2f}x\n"
-        f"predicted wall-clock speed-up (milliseconds a {one} at full depth -> with early exit)\n\n"
+        f"{paragraph(said)}\n\n"
         f"{aligned(rows)}"
     )

@@ -8,6 +8,7 @@ import tyro
 from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError, check_number
+from cee_gym.serving.listening import bound
 
 
 @command("serve")
@@ -50,7 +51,8 @@ class Serve:
             check_number("--threads", self.threads, 1)
         check_number("--max-batch", self.max_batch, 1)
         self.speed.speed()
-        _check_address(self.host, self.port)
+        check_number("--port", self.port, 0, 65535)
+        bound(self.host, self.port).close()  # refused before anything is loaded
         directory = loading(self.model)
         import torch
 
@@ -65,26 +67,12 @@ class Serve:
             torch.set_num_threads(self.threads)
         if has_exits(weights_in(directory)):
             generator = EarlyExitTextGeneration.from_pretrained(
-                self.model, full_depth=self.full_depth, **vars(self.speed)
+                directory, full_depth=self.full_depth, **vars(self.speed)
             )
             serve(make_generation_app(generator), self.host, self.port)
             return
-        pipeline = EarlyExitPipeline.from_pretrained(self.model, **vars(self.speed))
+        pipeline = EarlyExitPipeline.from_pretrained(directory, **vars(self.speed))
         if self.full_depth:
             pipeline = full_depth(pipeline)
         app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)
         serve(app, self.host, self.port)
-
-
-def _check_address(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened on, before anything is loaded."""
-    import socket
-
-    check_number("--port", port, 0, 65535)
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(address)
-    except OSError as error:
-        raise CeeGymError(f"{host} port {port} cannot be listened on: {error.strerror}") from None

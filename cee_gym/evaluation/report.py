@@ -191,10 +191,12 @@ def table(results: Mapping[str, Any]) -> str:
     )
     of = f"{results['rows']} rows of {results['split']}"
     said = (
-        f"Points lost are of the accuracy of full depth on {of}; ± is the standard error of that "
-        "difference. What is chosen on calibration keeps its word there, and may lose more here: "
-        "for a bound that holds on new rows give --guarantee."
+        f"Points lost: the accuracy of full depth minus that of the row, on {of}, and the standard "
+        "error of this difference (±). A speed that is chosen on calibration loses at most so many "
+        "points there; here it may lose more."
     )
+    if "agreement" not in metrics:
+        said += " With --guarantee evaluate gives a bound that holds on new rows."
     return f"{shown}\n{paragraph(said)}"
 
 

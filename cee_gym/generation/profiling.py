@@ -1,24 +1,25 @@
 """Measures what a decoding step of a decoder takes here, part by part, LM heads included."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from cee_gym.agents.presets import OBSERVE_TOKENS
 from cee_gym.cost import CostModel
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import check_number
 from cee_gym.exits.lm_head import MultiExitDecoder
 from cee_gym.generation.decisions import Decisions, Path, observe_exit
 from cee_gym.generation.steps import CopySteps
 from cee_gym.generation.text_generation import never
-from cee_gym.measuring import clock, machine_of, median_times
+from cee_gym.measuring import checked_sizes, clock, machine_of, median_times
 from cee_gym.observation import Sizes, layout_of, needs_path
 from cee_gym.policies.base import ExitPolicy
 
 BATCH_SIZES = (1, 4, 16)
 LENGTHS = (32, 128)
-OBSERVE = ("hidden", "layer")
 Floats = npt.NDArray[np.float64]
 
 
@@ -26,7 +27,7 @@ def profile_decoder(
     decoder: MultiExitDecoder,
     policy: ExitPolicy | None = None,
     *,
-    observe: Sequence[str] = OBSERVE,
+    observe: Sequence[str] = OBSERVE_TOKENS,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     lengths: Sequence[int] | None = None,
     seconds: float = 60.0,
@@ -55,16 +56,8 @@ def profile_decoder(
     Raises:
         CeeGymError: if a size is out of range, or the policy does not fit the decoder.
     """
-    context = decoder.context
-    if lengths is None:
-        most = LENGTHS[-1] if context is None else min(context - 1, LENGTHS[-1])
-        lengths = (*(length for length in LENGTHS if length < most), most)
-    batch_sizes, lengths = sorted(set(batch_sizes)), sorted(set(lengths))
-    for name, given in (("batch_sizes", batch_sizes), ("lengths", lengths)):
-        if len(given) < 2 or given[0] < 1:
-            raise CeeGymError(f"{name} must be at least two numbers from 1 up, got {given}")
-    if context is not None:
-        check_number("lengths", lengths[-1], 1, context - 1)
+    longest = inf if decoder.context is None else decoder.context - 1
+    batch_sizes, lengths = checked_sizes(batch_sizes, lengths, LENGTHS, longest)
     check_number("seconds", seconds, 0)
     look = _look(decoder, policy, observe)
     runs = [_step(decoder, look, rows, length) for rows in batch_sizes for length in lengths]

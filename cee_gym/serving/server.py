@@ -14,7 +14,7 @@ from importlib.metadata import version
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 from typing import Any
 
-from cee_gym.errors import CeeGymError, check_number, first_line
+from cee_gym.errors import CeeGymError, first_line
 
 try:
     import uvicorn
@@ -31,6 +31,7 @@ from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
 from cee_gym.policies.rules import full_depth as never_leaving
 from cee_gym.serving.limits import Guard, Limits, connection
+from cee_gym.serving.listening import bound
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
 from cee_gym.serving.service import Service
 
@@ -225,8 +226,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     Raises:
         CeeGymError: if it cannot listen there.
     """
-    check_number("port", port, 0, 65535)
-    listening = _bound(host, port)
+    listening = bound(host, port)
     address, port = listening.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
 
@@ -243,19 +243,3 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     finally:
         for number, handler in before.items():
             signal(number, handler)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at this address that nobody can connect to yet."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        raise CeeGymError(
-            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    return bound
