@@ -10,6 +10,12 @@ EXTRAS = {
     "generation": ["gguf>=0.10", "peft>=0.17", "rouge-score", "torchmetrics>=1.4"],
     "lm-eval": ["lm-eval>=0.4.9"],
     "zoo": ["rl_zoo3>=2.9,<3"],
+    "docs": [
+        "latex2mathml",
+        "mkdocs>=1.6,<2",
+        "mkdocs-material>=9.7",
+        "mkdocstrings-python>=2",
+    ],
     "dev": [
         "build",
         "httpx2",
