@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 from cee_gym.agents.access import AnyEnv, access
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import full_agent_name, make_agent
-from cee_gym.documents import read_document, refused_if_damaged, write_document
+from cee_gym.documents import (
+    read_document,
+    readable_as_others,
+    refused_if_damaged,
+    write_document,
+)
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout
 from cee_gym.policies.base import ExitPolicy, check_layout
@@ -162,6 +167,7 @@ class Agent(ABC):
         self.policy.save(directory)
         timesteps = {"timesteps": torch.tensor(self.timesteps)}
         save_file(timesteps | self.tensors(), directory / "agent.safetensors")
+        readable_as_others(directory / "agent.safetensors")
         write_document(
             directory / "agent.json",
             {

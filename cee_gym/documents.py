@@ -9,6 +9,9 @@ from typing import Any
 
 from cee_gym.errors import CeeGymError, first_line
 
+# What new files may be, as the process was started: there is no way only to look at it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 ILL_TYPED = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
 
@@ -34,6 +37,11 @@ def write_document(path: str | os.PathLike[str], document: Mapping[str, Any]) ->
         unfinished.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def readable_as_others(path: Path) -> None:
+    """Gives a file the permissions of any new one: safetensors lets nobody but its owner read."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 def read_document(

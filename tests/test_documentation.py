@@ -1,6 +1,7 @@
 """What the documentation shows is run as it stands: README, pages, examples and notebooks."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import nbformat
@@ -68,7 +70,13 @@ def running(command: str, cwd: Path, env: dict[str, str]) -> Iterator[None]:
     """A command that does not end by itself, once its port answers."""
     words = shlex.split(command)
     port = int(words[words.index("--port") + 1]) if "--port" in words else 8000
-    with subprocess.Popen(words, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True) as process:
+    with contextlib.ExitStack() as held:
+        # Tests that run at the same time use one port after another.
+        lock = held.enter_context(Path(gettempdir(), f"cee-gym-port-{port}").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = held.enter_context(
+            subprocess.Popen(words, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True)
+        )
         try:
             for _ in range(600):
                 assert process.poll() is None, process.stderr.read()

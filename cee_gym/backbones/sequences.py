@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from cee_gym.documents import readable_as_others
 from cee_gym.errors import DataError
 from cee_gym.tasks.prompted import Example, PromptedTask
 
@@ -86,6 +87,7 @@ class TokenSequences:
         """Writes them."""
         arrays = {"ids": self.ids, "starts": self.starts, "prompts": self.prompts}
         save_file({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
+        readable_as_others(file)
 
     @classmethod
     def load(cls, file: Path) -> Self:

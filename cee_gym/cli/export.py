@@ -52,9 +52,9 @@ class Export:
         weights = weights_in(directory)
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
         export(model, self.output, tokenizer=tokenizer, int8=self.int8)
-        given = ", policy"
-        if known is not None:
-            save_policy(*known, self.output)
-            given = ""
         print(f"wrote {model.num_layers} layers to {self.output}")
-        print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}{given})")
+        if known is None:
+            print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, policy)")
+            return
+        save_policy(*known, self.output)
+        print(f"to run it: cee-gym predict {self.output} --input FILE, cee-gym serve {self.output}")

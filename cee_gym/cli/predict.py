@@ -1,5 +1,7 @@
 """`cee-gym predict`: classify the texts of a file."""
 
+import csv
+import io
 import json
 import os
 import sys
@@ -20,7 +22,7 @@ from cee_gym.tasks.files import Row, read_jsonl, read_table, without_mark
 from cee_gym.tasks.labels import LabelColumn
 
 if TYPE_CHECKING:
-    from cee_gym.exits import MultiExitModel
+    from cee_gym.exits import MultiExitConfig
     from cee_gym.inference.pipeline import EarlyExitPipeline, Result, Text
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
@@ -31,37 +33,41 @@ _FORMATS: dict[str, Format] = {
     ".txt": "text",
 }
 _STANDARD = Path("-")
+_COLUMNS = ("id", "label", "score", "exit_layer", "truncated", "given_label", "line", "error")
 
 
 @command("predict")
 @dataclass(frozen=True)
 class Predict:
-    """Classifies the texts of a file, each as deep as the policy says, into JSON lines.
+    """Classifies the texts of a file, each as deep as the policy says.
 
-    One line per text, in order: label, score and exit_layer, the id of the input where it has one,
-    and its label, where it has one, as given_label. A text that cannot be classified gives the
-    number of its line and an error; the others go on, and the exit code is 2.
+    The output has one line for each text, in order: label, score and exit_layer, the id of the
+    input where it has one, and its label, where it has one, as given_label. A text that cannot be
+    classified gets the number of its line and an error; the others go on, and the exit code is 2.
 
-    A model of text of your own finds text, second text and label in the columns it was trained on.
+    A model that was trained on a file of your own finds text, second text and label in the columns
+    it was trained on.
 
     Labels are read as training reads them: either all are class names or all are class numbers. To
     tell which, a file is read through once first; from the standard input labels are class names.
 
-    What was stopped goes on by the same command with --resume: the complete lines of the output are
-    kept, and the texts after them are classified.
+    A command that was stopped goes on when it is repeated with --resume: the complete lines of the
+    output are kept, and the texts after them are classified.
 
     Attributes:
-        model: a directory that was saved, a run of train, or a name on the hub.
+        model: a saved or exported directory, a run of train, or a name on the hub.
         input: a file, or - for the standard input.
-        output: a new file, or - for the standard output.
+        output: a new file, or - for the standard output. A name that ends with .csv or .tsv gets a
+            table, everything else JSON lines.
         resume: go on with the output that the same command, stopped, has left.
-        format: by default that of the file's name, .jsonl, .csv, .tsv or .txt (a text a line), and
-            jsonl for the standard input.
+        format: of the input. By default the name of the file says it: .jsonl, .csv, .tsv or .txt
+            (one text a line). The standard input is JSON lines by default.
         text_column: the field with the text; by default text, or the model's own column.
         pair_column: the field with the second text, where the task is about pairs.
         batch_size: texts run together; 16 times as many are read before the first result, to put
             those of like length together.
-        truncation: cut texts that are too long instead of refusing them.
+        truncation: cut texts that are too long, as training does; with --no-truncation they are
+            refused.
         speed: how fast to be.
     """
 
@@ -73,7 +79,7 @@ class Predict:
     text_column: str | None = None
     pair_column: str | None = None
     batch_size: int = 32
-    truncation: bool = False
+    truncation: bool = True
     speed: SpeedArguments = field(default_factory=SpeedArguments)
 
     def run(self) -> None:
@@ -97,9 +103,10 @@ class Predict:
                 **vars(self.speed),
                 batch_size=self.batch_size,
             )
-            columns = self._columns(pipeline.model)
+            config = pipeline.model.config
+            columns = self._columns(config)
             rows = self._rows(_lines(source, quiet=self._shows_results()), format, columns)
-            read_label = self._label_reader(pipeline.model, format, columns)
+            read_label = self._label_reader(config, format, columns)
             tally = _Tally(pipeline.model.num_layers)
             sink: IO[str] = sys.stdout
             if self.to_file:
@@ -108,9 +115,11 @@ class Predict:
                 mode = "a" if self.resume else "x"
                 self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
+                if self._separator and not sink.tell():
+                    sink.write(_table_row(_COLUMNS, self._separator))
             for line in self._results(pipeline, rows, columns, read_label):
                 tally.count(line)
-                sink.write(json.dumps(line) + "\n")
+                sink.write(self._written(line))
             sink.flush()
         print(tally.summary(), file=sys.stderr)
         if tally.errors:
@@ -124,22 +133,55 @@ class Predict:
         """Whether there is something to go on with."""
         return self.output != _STANDARD
 
+    @property
+    def _separator(self) -> str:
+        """Of the columns of the output; empty for JSON lines."""
+        return {".csv": ",", ".tsv": "\t"}.get(self.output.suffix.lower(), "")
+
+    def _written(self, line: dict[str, Any]) -> str:
+        """One line of the output."""
+        if not self._separator:
+            return json.dumps(line) + "\n"
+        return _table_row([line.get(name, "") for name in _COLUMNS], self._separator)
+
+    def _found(self, line: bytes) -> dict[str, Any]:
+        """What a line of the output says.
+
+        Raises:
+            ValueError: if this command does not write such lines.
+        """
+        if not self._separator:
+            return json.loads(line)
+        (cells,) = csv.reader([line.decode()], delimiter=self._separator)
+        named = {name: cell for name, cell in zip(_COLUMNS, cells, strict=True) if cell}
+        if "error" not in named:
+            named["exit_layer"] = int(named["exit_layer"])  # type: ignore[assignment]
+        return named
+
     def _shows_results(self) -> bool:
         return not self.to_file and sys.stdout.isatty()
 
     def _pass_over(self, rows: Iterator[Row], tally: "_Tally") -> None:
         """Counts the lines of the output and passes over their rows; cuts an unfinished one."""
-        end = 0
         with self.output.open("r+b") as written:
-            for number, line in enumerate(written, start=1):
+            header = _table_row(_COLUMNS, self._separator).encode() if self._separator else b""
+            if header and written.readline() != header:
+                raise CeeGymError(
+                    f"{self.output} does not begin with the columns that this command writes: give "
+                    "another --output"
+                )
+            end = len(header)
+            for number, line in enumerate(written, start=1 + bool(header)):
                 whole = line.endswith(b"\n")
                 if end and not whole:
                     written.truncate(end)
                     break
                 try:
-                    found, (_, row) = json.loads(line), next(rows)
+                    found, (_, row) = self._found(line), next(rows)
                     tally.count(found)
                     given = row.get("id") if isinstance(row, dict) else None
+                    if self._separator:
+                        given = _cell(given) or None
                     fits = whole and found.get("id") == given
                 except (ValueError, KeyError, TypeError, StopIteration):
                     fits = False
@@ -152,6 +194,11 @@ class Predict:
 
     def _open_input(self, files: ExitStack) -> IO[bytes]:
         if self.input == _STANDARD:
+            if self.format is None and _plain(sys.stdin.buffer):
+                raise CeeGymError(
+                    "the standard input does not begin with a JSON object: give --format text for "
+                    "one text a line, or csv or tsv"
+                )
             return sys.stdin.buffer
         try:
             return files.enter_context(self.input.open("rb"))
@@ -165,9 +212,9 @@ class Predict:
             raise CeeGymError(f"what is in {self.input}? Give --format jsonl, csv, tsv or text")
         return format
 
-    def _columns(self, model: "MultiExitModel") -> dict[str, str]:
+    def _columns(self, config: "MultiExitConfig") -> dict[str, str]:
         """The fields of a row that `text`, `label` and, where it is known, `pair` are in."""
-        own = model.config.columns or {"text": "text", "label": "label"}
+        own = config.columns or {"text": "text", "label": "label"}
         given = {"text": self.text_column, "pair": self.pair_column}
         return own | {name: column for name, column in given.items() if column is not None}
 
@@ -194,21 +241,21 @@ class Predict:
         return rows
 
     def _label_reader(
-        self, model: "MultiExitModel", format: Format, fields: Mapping[str, str]
+        self, config: "MultiExitConfig", format: Format, fields: Mapping[str, str]
     ) -> Callable[[Any], str | None]:
         """From a label to the name of its class, or None where it stands for no label.
 
         Raises:
             DataError: if the labels of the file cannot all be read in one way.
         """
-        names = model.labels
+        names = config.labels
         first_numbers: tuple[int, ...] = (0, 1)
-        if model.config.columns is not None:
+        if config.columns is not None:
             first_numbers = ()
-        elif model.config.first_number is not None:
-            first_numbers = (model.config.first_number,)
-        elif model.config.task in task_names():
-            task = get_task(model.config.task)
+        elif config.first_number is not None:
+            first_numbers = (config.first_number,)
+        elif config.task in task_names():
+            task = get_task(config.task)
             if list(task.labels) == names and task.first_number is not None:
                 first_numbers = (task.first_number,)
         column = LabelColumn(names, first_numbers, "the model")
@@ -266,6 +313,7 @@ class _Tally:
     labelled: int = 0
     right: int = 0
     errors: int = 0
+    truncated: int = 0
 
     def count(self, line: dict[str, Any]) -> None:
         if "error" in line:
@@ -273,6 +321,7 @@ class _Tally:
             return
         self.texts += 1
         self.layers += line["exit_layer"]
+        self.truncated += bool(line.get("truncated"))
         if "given_label" in line:
             self.labelled += 1
             self.right += line["label"] == line["given_label"]
@@ -283,6 +332,8 @@ class _Tally:
             mean = self.layers / self.texts
             said += f", mean exit layer {mean:.2f} of {self.num_layers}"
             said += f", {1 - mean / self.num_layers:.1%} of the layers saved"
+        if self.truncated:
+            said += f", {self.truncated} too long and cut as in training"
         if self.labelled:
             said += f", accuracy {self.right / self.labelled:.3f} on {self.labelled} with a label"
         return said
@@ -299,6 +350,25 @@ def _text(row: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(row[column], str):
             raise CeeGymError(f"{column} is not a text but {json.dumps(row[column])[:40]}")
     return {name: row[column] for name, column in columns.items()}
+
+
+def _plain(source: IO[bytes]) -> bool:
+    """Whether a stream begins with something else than a JSON object; nothing is read of it."""
+    peek = getattr(source, "peek", None)
+    start: bytes = peek(1).removeprefix(b"\xef\xbb\xbf").lstrip() if peek else b""
+    return bool(start) and not start.startswith(b"{")
+
+
+def _cell(value: Any) -> str:
+    """A value in a table, on one line."""
+    return "" if value is None else " ".join(str(value).splitlines())
+
+
+def _table_row(values: Iterable[Any], separator: str) -> str:
+    """One line of a table."""
+    line = io.StringIO()
+    csv.writer(line, delimiter=separator, lineterminator="\n").writerow(map(_cell, values))
+    return line.getvalue()
 
 
 def _lines(source: IO[bytes], quiet: bool) -> Iterator[bytes]:

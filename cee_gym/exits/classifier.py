@@ -18,6 +18,7 @@ from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.trial import try_layers
 from cee_gym.backbones.weights import check_backbone_loaded, check_loaded
+from cee_gym.documents import readable_as_others
 from cee_gym.errors import BackboneError, first_line, unreachable_backbone
 from cee_gym.exits.reader import ClassifierExit, Scale, TanhPooler
 
@@ -91,6 +92,11 @@ class MultiExitConfig(PreTrainedConfig):
         self.family = family
         self.temperatures = temperatures
         super().__init__(**kwargs)
+
+    @property
+    def backbone_type(self) -> str:
+        """The `model_type` of the backbone, such as `bert`."""
+        return "unknown" if self.backbone_config is None else self.backbone_config.model_type
 
     @property
     def labels(self) -> list[str]:
@@ -293,6 +299,11 @@ class MultiExitModel(PreTrainedModel):
         return fingerprint(self)
 
     @property
+    def exit_layers(self) -> range:
+        """All of them."""
+        return range(1, self.num_layers + 1)
+
+    @property
     def exits(self) -> list[ClassifierExit]:
         """What reads each of the L layers."""
         mean = self.config.pooling == "mean"
@@ -314,6 +325,12 @@ class MultiExitModel(PreTrainedModel):
                 parameter.div_(temperature)
         before = torch.tensor(self.config.temperatures or [1.0])
         self.config.temperatures = (before * temperatures.cpu()).tolist()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers has it, and lets others read the weights as they may the rest."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for weights in Path(save_directory).glob("*.safetensors"):
+            readable_as_others(weights)
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
         """Everything the backbone does before its first layer; see `EarlyExitModel`."""

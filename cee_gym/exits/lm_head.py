@@ -29,7 +29,12 @@ from cee_gym.backbones.families import family_of
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.weights import check_loaded
-from cee_gym.documents import read_document, refused_if_damaged, write_document
+from cee_gym.documents import (
+    read_document,
+    readable_as_others,
+    refused_if_damaged,
+    write_document,
+)
 from cee_gym.errors import BackboneError, CeeGymError, first_line, unreachable_backbone
 
 FORMAT = "cee-gym exits"
@@ -263,8 +268,11 @@ class MultiExitDecoder(nn.Module):
         """Writes the backbone as transformers does, and beside it the exits."""
         directory = Path(directory)
         self.backbone.save_pretrained(directory)
+        for weights in directory.glob("*.safetensors"):
+            readable_as_others(weights)
         tensors = {name: t.contiguous() for name, t in self.adapters.state_dict().items()}
         save_file(tensors or {"none": torch.zeros(0)}, directory / ADAPTERS)
+        readable_as_others(directory / ADAPTERS)
         exits = {"depths": list(self.depths), "adapter_rank": self.adapter_rank}
         write_document(directory / EXITS, {"format": FORMAT, "version": VERSION, **exits})
 

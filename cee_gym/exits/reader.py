@@ -68,6 +68,10 @@ class EarlyExitModel(Protocol):
         """Where its inputs are to be."""
 
     @property
+    def exit_layers(self) -> Sequence[int]:
+        """The layers with an exit, from 1; the last is among them."""
+
+    @property
     def exits(self) -> Sequence[ExitReader]:
         """L readers, one for each layer."""
 

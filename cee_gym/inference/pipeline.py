@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from tqdm import tqdm
@@ -26,12 +26,21 @@ from cee_gym.policies.speeds import Speed
 from cee_gym.progress import show_progress
 from cee_gym.runs import is_run
 
+if TYPE_CHECKING:
+    from cee_gym.onnx.model import OnnxModel
+
 # A text, or `{"text": ..., "text_pair": ...}`; the rows of a data set may have other columns.
 Text = str | Mapping[str, Any]
 # What the tokenizer gives of one text, without padding: `input_ids` and the like.
 Encoded = dict[str, list[int]]
-# `{"label": str, "score": float, "exit_layer": int}`, or a list of them where `top_k` is not 1.
+# `{"label": str, "score": float, "exit_layer": int}`, with `"truncated": True` where the text was
+# cut, or a list of them where `top_k` is not 1.
 Result = Any
+
+
+class Truncated(Encoded):
+    """The token ids of a text that was too long, and was cut."""
+
 
 _WINDOW = 16  # batches that a stream reads ahead, to put texts of like length together
 
@@ -42,7 +51,7 @@ class EarlyExitPipeline:
     Any number of threads may call one pipeline, as long as nobody else uses its tokenizer.
 
     Attributes:
-        model: in eval mode.
+        model: in eval mode; in PyTorch, or in ONNX Runtime.
         tokenizer: of the model.
         policy: decides where to leave.
         runtime: runs batches.
@@ -66,7 +75,7 @@ class EarlyExitPipeline:
 
     def __init__(
         self,
-        model: MultiExitModel,
+        model: "MultiExitModel | OnnxModel",
         tokenizer: PreTrainedTokenizerBase,
         policy: ExitPolicy,
         *,
@@ -75,7 +84,8 @@ class EarlyExitPipeline:
         measured: Measured | None = None,
     ) -> None:
         check_number("batch_size", batch_size, 1, 2**20)
-        check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
+        if isinstance(model, MultiExitModel):
+            check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
         if device is not None:
             model.to(torch.device(device))  # type: ignore[arg-type]
         self.model = model
@@ -101,13 +111,13 @@ class EarlyExitPipeline:
         device: torch.device | str | None = None,
         revision: str | None = None,
     ) -> Self:
-        """Loads what `save_pretrained` wrote, or what `cee-gym train --backbone` trained.
+        """Loads what `save_pretrained`, `cee-gym train --backbone` or `cee-gym export` wrote.
 
         Only JSON and safetensors are read; no code of others is run.
 
         Args:
-            name_or_directory: a directory, the directory of a run (its newest complete round), or a
-                name on the hub.
+            name_or_directory: a saved directory, a run (its newest complete round), an exported
+                directory, which runs in ONNX Runtime, or a name on the hub.
             at: an operating point that was kept with it, by name; see `cee-gym evaluate`. At most
                 one of this and the next four may be given; without one it is the policy's own.
             threshold: leave above this score.
@@ -115,7 +125,8 @@ class EarlyExitPipeline:
             saved_layers: the slowest speed that saves this share of the layers on calibration.
             points_lost: the fastest speed that loses so many points of accuracy on calibration.
             batch_size: texts run together.
-            device: by default the accelerator if there is one, and the CPU if not.
+            device: by default the accelerator if there is one, and the CPU if not. ONNX Runtime
+                takes the CPU only.
             revision: of the hub's: a branch, a tag or a commit.
 
         Raises:
@@ -124,7 +135,7 @@ class EarlyExitPipeline:
         """
         speed = Speed(at, threshold, alpha, saved_layers, points_lost)
         found = load(name_or_directory, speed, revision=revision)
-        if device is None:
+        if device is None and isinstance(found.model, MultiExitModel):
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         return cls(
             found.model,
@@ -133,6 +144,15 @@ class EarlyExitPipeline:
             batch_size=batch_size,
             device=device,
             measured=found.measured,
+        )
+
+    def __repr__(self) -> str:
+        config, policy = self.model.config, self.policy
+        return (
+            f"{type(self).__name__}({config.task or 'text classification'}: "
+            f"{', '.join(self.model.labels)}; {config.backbone_type}, "
+            f"{self.model.num_layers} layers on {self.model.device}; {policy.name} policy, "
+            f"threshold {policy.threshold:.4g})"
         )
 
     @property
@@ -174,11 +194,13 @@ class EarlyExitPipeline:
             name: for the card; by default that of the directory.
 
         Raises:
-            CeeGymError: if it is the directory of a run, whose config.json would be lost; or if the
-                weights were changed since, which casting them does too, so that the policy would be
-                refused when this is loaded.
+            CeeGymError: if it is the directory of a run, whose config.json would be lost; if the
+                model is an exported one; or if the weights were changed since, which casting them
+                does too, so that the policy would be refused when this is loaded.
         """
         directory = Path(directory)
+        if not isinstance(self.model, MultiExitModel):
+            raise CeeGymError(f"an exported model is saved already: copy {self.model.directory}")
         if self.policy.model not in (None, self.model.fingerprint):
             raise CeeGymError(
                 f"the weights of the model, now {self.model.dtype}, are not those that its policy "
@@ -225,7 +247,7 @@ class EarlyExitPipeline:
         self,
         texts: Text | Iterable[Text],
         *,
-        truncation: bool = False,
+        truncation: bool = True,
         top_k: int | None = 1,
         progress_bar: bool = False,
     ) -> list[Result] | Iterator[Result]:
@@ -233,15 +255,16 @@ class EarlyExitPipeline:
 
         Args:
             texts: a text, or several. A text is a str, or a dict with `text` and `text_pair`.
-            truncation: cut texts that are too long instead of refusing them.
+            truncation: cut texts that are too long, as training does; if not, refuse them.
             top_k: how many classes to tell, most probable first; None for all. Where it is not 1
                 the result of each text is a list.
             progress_bar: show progress, and time left where the number of texts is known.
 
         Returns:
-            `label`, `score` (its probability, as the exit head has it) and `exit_layer` (from 1):
-            a list for one text and for a list or tuple of them; for anything else that is iterable,
-            such as a generator or a `datasets.Dataset`, what `stream` gives.
+            `label`, `score` (its probability, as the exit head has it), `exit_layer` (from 1) and,
+            where the text was cut, `truncated`: a list for one text and for a list or tuple of
+            them; for anything else that is iterable, such as a generator or a `datasets.Dataset`,
+            what `stream` gives.
 
         Raises:
             CeeGymError: if one of a list is empty, too long or no text; says which.
@@ -263,7 +286,7 @@ class EarlyExitPipeline:
         self,
         texts: Iterable[Text | CeeGymError],
         *,
-        truncation: bool = False,
+        truncation: bool = True,
         top_k: int | None = 1,
         progress_bar: bool = False,
     ) -> Iterator[Result]:
@@ -275,7 +298,7 @@ class EarlyExitPipeline:
 
         Args:
             texts: as for a call. A `CeeGymError` among them is passed on as such a result.
-            truncation: cut texts that are too long instead of refusing them.
+            truncation: cut texts that are too long, as training does; if not, refuse them.
             top_k: how many classes to tell, see the call.
             progress_bar: show progress.
         """
@@ -294,13 +317,13 @@ class EarlyExitPipeline:
                         yield next(results)
 
     def encode(
-        self, texts: Sequence[Text | CeeGymError], *, truncation: bool = False
+        self, texts: Sequence[Text | CeeGymError], *, truncation: bool = True
     ) -> list[Encoded | CeeGymError]:
         """Token ids of each text, or what is wrong with it.
 
         Args:
             texts: as for `stream`.
-            truncation: cut texts that are too long instead of refusing them.
+            truncation: cut texts that are too long, into `Truncated`; if not, refuse them.
         """
         read = [self._read(text) for text in texts]
         encoded: list[Encoded | CeeGymError] = [
@@ -338,10 +361,15 @@ class EarlyExitPipeline:
         results = [
             [
                 {"label": labels[number], "score": score, "exit_layer": layer}
+                | ({"truncated": True} if isinstance(one, Truncated) else {})
                 for score, number in zip(of_text, numbers, strict=True)
             ]
-            for of_text, numbers, layer in zip(
-                best.values.tolist(), best.indices.tolist(), exits.exit_layer.tolist(), strict=True
+            for one, of_text, numbers, layer in zip(
+                encoded,
+                best.values.tolist(),
+                best.indices.tolist(),
+                exits.exit_layer.tolist(),
+                strict=True,
             )
         ]
         return [result[0] for result in results] if top_k == 1 else list(results)
@@ -389,18 +417,23 @@ class EarlyExitPipeline:
     ) -> Iterator[Encoded | CeeGymError]:
         """Token ids, given all first texts and perhaps all second ones."""
         longest = self.model.config.max_tokens
+        texts = [list(column) for column in columns]
         with self._lock:
-            tokens = self.tokenizer(
-                *map(list, columns),
-                truncation=truncation,
-                max_length=longest if truncation else None,
-                verbose=False,
-            )
-        for row, ids in enumerate(tokens["input_ids"]):
-            if len(ids) <= longest:
+            tokens = self.tokenizer(*texts, verbose=False)
+            lengths = [len(ids) for ids in tokens["input_ids"]]
+            too_long = [row for row, length in enumerate(lengths) if length > longest]
+            cut = {}
+            if truncation and too_long:
+                again = [[column[row] for row in too_long] for column in texts]
+                cut = self.tokenizer(*again, truncation=True, max_length=longest, verbose=False)
+        cut_rows = {row: place for place, row in enumerate(too_long)} if cut else {}
+        for row, length in enumerate(lengths):
+            if length <= longest:
                 yield {name: values[row] for name, values in tokens.items()}
+            elif row in cut_rows:
+                yield Truncated({name: values[cut_rows[row]] for name, values in cut.items()})
             else:
                 yield CeeGymError(
-                    f"the text has {len(ids)} tokens and the model takes {longest}: shorten it, or "
+                    f"the text has {length} tokens and the model takes {longest}: shorten it, or "
                     "have it cut by truncation"
                 )

@@ -5,6 +5,8 @@ tokenizer.json and the like
 policy/                              what `ExitPolicy.save` writes
 pipeline.json                        speeds, kept points, and what was measured
 README.md                            the model card
+
+What `cee-gym export` wrote has graphs and export.json in place of model.safetensors.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cee_gym.exits import MultiExitModel
+    from cee_gym.onnx.model import OnnxModel
 
 VERSION = 2
-POLICY, MEASURED = "policy", "pipeline.json"
+POLICY, MEASURED, EXPORTED = "policy", "pipeline.json", "export.json"
 # What is fetched from the hub: no pickles, and no code.
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+_FILES = ("*.json", "*.safetensors", "*.onnx", "*.txt", "*.model", "README.md")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Measured:
 class Pretrained:
     """What a directory holds."""
 
-    model: "MultiExitModel"
+    model: "MultiExitModel | OnnxModel"
     tokenizer: "PreTrainedTokenizerBase"
     policy: ExitPolicy
     measured: Measured
@@ -86,7 +89,7 @@ def load(
 
     directory = locate(name_or_directory, revision)
     weights = weights_in(directory)
-    model = load_model(weights)
+    model = _exported(weights) if (weights / EXPORTED).exists() else load_model(weights)
     policy, measured = find_policy(directory)
     if measured.run is not None:
         _check_labels(model, measured.run)
@@ -95,7 +98,13 @@ def load(
     return Pretrained(model, load_tokenizer(str(weights)), policy, measured)
 
 
-def _check_labels(model: "MultiExitModel", run: Run) -> None:
+def _exported(directory: Path) -> "OnnxModel":
+    from cee_gym.onnx.model import OnnxModel  # only where it is wanted: it needs onnxruntime
+
+    return OnnxModel(directory)
+
+
+def _check_labels(model: "MultiExitModel | OnnxModel", run: Run) -> None:
     """Refuses a model whose classes are not those its run was recorded with."""
     for split in recorded_splits(run.recording)[:1]:
         labels = open_split(run.recording, split).header.labels
@@ -186,9 +195,11 @@ def save(pretrained: Pretrained, directory: Path, name: str) -> None:
         directory: exists.
         name: for the card.
     """
+    from cee_gym.exits import MultiExitModel
     from cee_gym.inference.model_card import model_card
 
     model, policy, measured = pretrained.model, pretrained.policy, pretrained.measured
+    assert isinstance(model, MultiExitModel)  # an exported one is not saved anew
     if measured.run is not None:
         measured = measure(policy, measured.run)
     model.save_pretrained(directory)

@@ -56,7 +56,8 @@ class EarlyExitRuntime:
 
     Raises:
         CeeGymError: if the policy reads other observations than the model's, was learned on other
-            weights, or was learned for every price and is not held.
+            weights, or was learned for every price and is not held; or if it leaves, or looks,
+            where the model has no exit.
         BackboneError: if texts cannot be taken out of what the layers are given.
     """
 
@@ -82,6 +83,11 @@ class EarlyExitRuntime:
         remembers = self._has_memory or self._needs_path
         before = range(1, max(self._asked, default=1)) if remembers else ()
         self._read = self._asked | {*before, num_layers}
+        if missing := sorted(self._read.difference(model.exit_layers)):
+            raise CeeGymError(
+                f"this {policy.name} policy needs exits at layers {missing}, but the model has "
+                f"them at {list(model.exit_layers)} only: export it with those"
+            )
 
     def at(self, policy: ExitPolicy) -> Self:
         """The same model under this policy at another speed, without checking again that they fit.

@@ -8,6 +8,7 @@ taken out:
 |---|---|---|
 | `embedding.onnx` | token ids and attention mask, int64 `[B, T]` | `hidden`, `mask`, `weights` |
 | `segment-K.onnx` | `hidden`, `mask`, `weights` | `hidden_after` it, `state`, `logits` |
+| `config.json` | | the configuration of the model: labels, task, longest text |
 | `export.json` | | what the graphs are of, and their digests |
 
 Hidden states are float32 `[B, T, H]`; the mask `[B, 1, T, T]` is true where a token may look;
@@ -31,11 +32,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from cee_gym.backbones.encoding import check_tokenizer
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, path_of_the_layers
 from cee_gym.documents import write_document
 from cee_gym.errors import BackboneError, CeeGymError
 from cee_gym.exits.classifier import MultiExitModel
+from cee_gym.inference.pretrained import EXPORTED
 from cee_gym.onnx.model import OUTPUTS, VERSION, OnnxModel, digest
 
 # The first with an operator for attention, which ONNX Runtime runs as one.
@@ -65,7 +68,8 @@ def export(
             with rounded to 8 bits as it comes (dynamic quantisation). Embeddings stay float32.
 
     Raises:
-        BackboneError: if the layers are given anything else, or the graphs compute anything else.
+        BackboneError: if the layers are given anything else, the graphs compute anything else, or
+            the tokenizer does not fit the model.
         CeeGymError: if a layer is out of range, the directory is taken, or packages are missing.
     """
     directory = Path(directory)
@@ -74,6 +78,8 @@ def export(
     if ends[0] < 1 or ends[-1] > last:
         raise CeeGymError(f"exit_layers must be 1 to {last}, got {list(exit_layers or ())}")
     _refuse_without_packages()
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model.backbone, pair=model.config.pair)
     if directory.exists() and any(directory.iterdir()):
         raise CeeGymError(f"{directory} is not empty: export to a directory of its own")
     directory.mkdir(parents=True, exist_ok=True)
@@ -93,13 +99,14 @@ def export(
             if shape not in graphs:
                 graphs[shape] = _graph(segment, given, OUTPUTS)
             _save(graphs[shape], segment, directory / f"segment-{end}.onnx")
+    model.config.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     _describe(model, directory, list(inputs), ends, int8=False)
     try:
         _check(model, OnnxModel(directory), inputs)
     except BaseException:
-        (directory / "export.json").unlink()  # so that nobody runs it
+        (directory / EXPORTED).unlink()  # so that nobody runs it
         raise
     if int8:
         for path in directory.glob("segment-*.onnx"):
@@ -311,20 +318,16 @@ def _describe(
     description = {
         "version": VERSION,
         "model": fingerprint(model),
-        "labels": model.labels,
         "num_layers": model.num_layers,
         "width": model.width,
-        "max_tokens": model.config.max_tokens,
-        "task": model.config.task,
         "inputs": inputs,
-        "pooling": model.config.pooling,
         "exit_layers": ends,
         "int8": int8,
         "opset": OPSET,
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
         "files": {path.name: digest(path) for path in sorted(directory.glob("*.onnx"))},
     }
-    write_document(directory / "export.json", description)
+    write_document(directory / EXPORTED, description)
 
 
 def _check(model: MultiExitModel, exported: OnnxModel, inputs: dict[str, torch.Tensor]) -> None:

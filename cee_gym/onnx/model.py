@@ -10,8 +10,10 @@ from torch import nn
 from cee_gym.backbones.layers import LayerCall
 from cee_gym.documents import read_document, refused_if_damaged
 from cee_gym.errors import CeeGymError
+from cee_gym.exits.classifier import MultiExitConfig
+from cee_gym.inference.pretrained import EXPORTED
 
-VERSION = 1
+VERSION = 2
 OUTPUTS = ["hidden_after", "state", "logits"]
 
 
@@ -26,6 +28,7 @@ class OnnxModel:
 
     Attributes:
         fingerprint: of the weights it was exported from.
+        config: of the model it was exported from.
         labels: the C class names, in the order of the logits.
         num_layers: L.
         width: H.
@@ -49,25 +52,25 @@ class OnnxModel:
             ) from None
         self.directory = Path(directory)
         description = read_document(
-            self.directory / "export.json",
+            self.directory / EXPORTED,
             "exported model",
             remedy="export it again",
             versions=[VERSION],
         )
         with refused_if_damaged(f"the exported model at {directory}", "export it again"):
             self.fingerprint: str = description["model"]
-            self.labels: list[str] = description["labels"]
             self.num_layers: int = description["num_layers"]
             self.width: int = description["width"]
-            self.max_tokens: int = description["max_tokens"]
             self.exit_layers: list[int] = description["exit_layers"]
             self._inputs: list[str] = description["inputs"]
             files = dict(description["files"])
-        self.num_labels = len(self.labels)
         for name, expected in files.items():
             path = self.directory / name
             if not path.exists() or digest(path) != expected:
                 raise CeeGymError(f"{path} is missing or damaged: export the model again")
+        self.config = MultiExitConfig.from_pretrained(self.directory)
+        self.labels = self.config.labels
+        self.num_labels = len(self.labels)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
@@ -86,6 +89,16 @@ class OnnxModel:
 
     def eval(self) -> Self:
         """Itself: there is no other mode."""
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """Itself.
+
+        Raises:
+            CeeGymError: if the device is not the CPU, where it runs.
+        """
+        if device.type != "cpu":
+            raise CeeGymError(f"an exported model runs on the CPU, not on {device}")
         return self
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from cee_gym.errors import CeeGymError
-from cee_gym.exits.reader import EarlyExitModel
 from cee_gym.inference.pretrained import POLICY
 from cee_gym.inference.runtime import EarlyExitRuntime
 from cee_gym.onnx.model import OnnxModel
@@ -13,6 +11,9 @@ from cee_gym.policies.base import ExitPolicy
 class OnnxRuntime(EarlyExitRuntime):
     """An exported model and an exit policy; see `EarlyExitRuntime`.
 
+    For texts rather than token ids use `EarlyExitPipeline.from_pretrained`, which takes the
+    directory as well.
+
     Args:
         directory: what `cee-gym export` or `export` wrote.
         policy: decides where to leave; by default the one that `cee-gym export` wrote there, at its
@@ -20,8 +21,7 @@ class OnnxRuntime(EarlyExitRuntime):
         threads: to compute with; None for as many as torch uses.
 
     Raises:
-        CeeGymError: as `OnnxModel` and `EarlyExitRuntime`; or if the policy leaves, or looks, where
-            the model was exported without an exit, or there is no policy.
+        CeeGymError: as `OnnxModel` and `EarlyExitRuntime`; or if there is no policy.
     """
 
     def __init__(
@@ -33,12 +33,3 @@ class OnnxRuntime(EarlyExitRuntime):
     ) -> None:
         model = OnnxModel(directory, threads=threads)
         super().__init__(model, policy or ExitPolicy.load(model.directory / POLICY))
-
-    def _take(self, model: EarlyExitModel, policy: ExitPolicy) -> None:
-        super()._take(model, policy)
-        assert isinstance(model, OnnxModel)
-        if missing := sorted(self._read.difference(model.exit_layers)):
-            raise CeeGymError(
-                f"this {policy.name} policy needs exits at layers {missing}, but the model at "
-                f"{model.directory} was exported with {model.exit_layers}: export it with those"
-            )

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cee_gym.documents import ILL_TYPED, read_document, refused_if_damaged, write_document
+from cee_gym.documents import (
+    ILL_TYPED,
+    read_document,
+    readable_as_others,
+    refused_if_damaged,
+    write_document,
+)
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.observation import PARTS, Layout
 from cee_gym.policies.score import SCORES, Decider, Floats, Score
@@ -248,6 +254,7 @@ class ExitPolicy:
         directory.mkdir(parents=True, exist_ok=True)
         # A file of safetensors holds at least one tensor.
         save_file(self.score.tensors() or _nothing(), directory / "policy.safetensors")
+        readable_as_others(directory / "policy.safetensors")
         write_document(directory / "policy.json", self.description())
 
     def description(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cee_gym.errors import CeeGymError
 try:
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, ConfigDict, Field, model_validator
     from starlette.exceptions import HTTPException
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
@@ -39,6 +39,8 @@ Sampling = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 class GenerateRequest(BaseModel):
     """A prompt, and how to answer it.
+
+    `inputs`, as hosted models take it, stands for `prompt`.
 
     Attributes:
         prompt: what is asked.
@@ -67,6 +69,14 @@ class GenerateRequest(BaseModel):
     alpha: float | None = None
     saved_layers: float | None = None
     points_lost: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, given: Any) -> Any:
+        """Has `inputs` stand for `prompt`."""
+        if isinstance(given, dict) and "inputs" in given and "prompt" not in given:
+            return {"prompt": given["inputs"], **{k: v for k, v in given.items() if k != "inputs"}}
+        return given
 
     @property
     def speed(self) -> Speed:

@@ -1,8 +1,9 @@
 """What the server is asked and what it answers, in JSON."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TextPair(BaseModel):
@@ -15,7 +16,11 @@ class TextPair(BaseModel):
 
 
 class PredictRequest(BaseModel):
-    """Texts, and at most one way to say how fast to be."""
+    """Texts, and at most one way to say how fast to be.
+
+    `text` (and `text_pair`) is one text in place of `texts`, and `inputs`, as hosted models take
+    it, is one or several.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -64,8 +69,28 @@ class PredictRequest(BaseModel):
         ),
     ] = None
     truncation: Annotated[
-        bool, Field(description="cut texts that are too long instead of refusing them")
-    ] = False
+        bool,
+        Field(description="cut texts that are too long, as training does; if not, refuse them"),
+    ] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, given: Any) -> Any:
+        """Has `text` and `inputs` stand for `texts`."""
+        if not isinstance(given, Mapping):
+            return given
+        names = [name for name in ("texts", "text", "inputs") if name in given]
+        if len(names) != 1:
+            said = " and ".join(names) or ", ".join(map(str, given)) or "nothing"
+            raise ValueError(f"give texts (a list), or text, or inputs; this request has {said}")
+        rest = {name: value for name, value in given.items() if name not in ("text", "inputs")}
+        if names == ["text"]:
+            pair = {"text_pair": rest.pop("text_pair")} if "text_pair" in rest else {}
+            return {"texts": [{"text": given["text"], **pair} if pair else given["text"]], **rest}
+        if names == ["inputs"]:
+            inputs = given["inputs"]
+            return {"texts": inputs if isinstance(inputs, list) else [inputs], **rest}
+        return given
 
 
 class Prediction(BaseModel):
@@ -75,11 +100,13 @@ class Prediction(BaseModel):
         label: the class.
         score: its probability, as the exit head has it.
         exit_layer: from 1.
+        truncated: whether the text was too long, and was cut.
     """
 
     label: str
     score: float
     exit_layer: int
+    truncated: bool = False
 
 
 class PredictResponse(BaseModel):

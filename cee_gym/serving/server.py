@@ -26,7 +26,6 @@ try:
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
 
-from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
 from cee_gym.policies.rules import full_depth as never_leaving
@@ -66,7 +65,7 @@ def make_app(
         pipeline, max_batch=max_batch, max_wait_ms=max_wait_ms, max_waiting=limits.max_waiting
     )
     metrics, model = service.metrics, pipeline.model
-    weights = fingerprint(model)
+    weights = model.fingerprint
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,7 +75,8 @@ def make_app(
     app = FastAPI(
         title="cee-gym",
         description=(
-            f"{type(model.backbone).__name__} with an exit at each of {model.num_layers} layers; "
+            f"{model.config.backbone_type} with exits at {len(model.exit_layers)} of "
+            f"{model.num_layers} layers; "
             f"a {pipeline.policy.name} policy decides where a text leaves.\n\nAt most "
             f"{limits.max_texts} texts and {limits.max_body} bytes a request, "
             f"{model.config.max_tokens} tokens a text; the body of a request has "
@@ -95,6 +95,7 @@ def make_app(
             (HTTPStatus.BAD_REQUEST, "no text in UTF-8"),
             (HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time"),
             (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too many bytes or texts"),
+            (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is not said to be JSON"),
             (HTTPStatus.UNPROCESSABLE_ENTITY, "not what is expected, or no such speed"),
             (HTTPStatus.SERVICE_UNAVAILABLE, "too many texts are waiting, or nothing is running"),
         )
@@ -146,6 +147,12 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        if not _is_json(given := request.headers.get("content-type", "")):
+            return _failure(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "the body has to be JSON, and to be said so: send the header content-type: "
+                f"application/json, not {given!r}",
+            )
         return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
@@ -166,6 +173,14 @@ def answer_errors(app: FastAPI) -> None:
         )
 
 
+def _is_json(content_type: str) -> bool:
+    """Whether FastAPI reads a body of this type as JSON."""
+    kind = content_type.split(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+
+
 def _failure(status: HTTPStatus, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status)
 
@@ -179,6 +194,8 @@ def _in_words(error: dict[str, Any]) -> str:
         for part in error["loc"][1:]
         if part not in ("str", "TextPair")
     ).removeprefix(".")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     return f"{place or 'the body, as application/json'}: {error['msg']}"
 
 

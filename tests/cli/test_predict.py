@@ -1,5 +1,6 @@
 """`cee-gym predict`: a line for every text, in order, and what is wrong costs only itself."""
 
+import csv
 import json
 import os
 import shlex
@@ -116,7 +117,7 @@ def test_each_bad_line_says_why_and_the_others_go_on(saved, capsys, monkeypatch)
     Path("in").write_bytes(given)
     with Path("in").open() as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        lines, err = predict(capsys, code=2)
+        lines, err = predict(capsys, "--no-truncation", code=2)
     assert_as(lines[::2], saved(["the cat sat"]) * (len(bad) + 1))
     for number, (line, why) in enumerate(zip(lines[1::2], bad.values(), strict=True)):
         assert line["error"].startswith(why)
@@ -249,10 +250,57 @@ def test_a_directory_that_is_not_there_is_made(saved, capsys) -> None:
     assert len(Path("new/out").read_text().splitlines()) == 1
 
 
-def test_a_long_text_is_cut_where_asked(saved, capsys) -> None:
-    Path("in.txt").write_text("cat " * 50)
-    lines, _ = predict(capsys, "--input", "in.txt", "--truncation")
-    assert_as(lines, saved("cat " * 38))
+def test_a_long_text_is_cut_as_in_training_and_counted(saved, capsys) -> None:
+    Path("in.txt").write_text("cat " * 50 + "\na dog")
+    lines, err = predict(capsys, "--input", "in.txt")
+    assert_as(lines, saved(["cat " * 38, "a dog"]))
+    assert [line.get("truncated") for line in lines] == [True, None]
+    assert "1 too long and cut as in training" in err
+
+
+def test_plain_text_on_the_standard_input_is_told_the_option(saved, capsys, monkeypatch) -> None:
+    Path("in").write_text("a cat\na dog\n")
+    with Path("in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert "give --format text" in refused(capsys)
+        lines, _ = predict(capsys, "--format", "text")
+    assert_as(lines, saved(["a cat", "a dog"]))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_comes_out_where_the_name_says_so(saved, capsys, suffix) -> None:
+    rows = [
+        {"id": 'a "b", c\nd', "text": "the cat sat", "label": "good"},
+        {"id": 7, "text": ""},
+        {"text": "cat " * 50},
+        {"id": "x", "text": "a tree"},
+    ]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = f"out{suffix}"
+    predict(capsys, "--input", "in.jsonl", "--output", out, code=2)
+    with Path(out).open(newline="") as file:
+        found = list(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
+    first, second, third = saved(["the cat sat", "cat " * 38, "a tree"])
+    good = [found[0], found[2], found[3]]
+    for line, expected in zip(good, (first, second, third), strict=True):
+        assert (line["label"], int(line["exit_layer"])) == (
+            expected["label"],
+            expected["exit_layer"],
+        )
+        assert float(line["score"]) == pytest.approx(expected["score"], rel=1e-4)
+    assert [line["id"] for line in found] == ['a "b", c d', "7", "", "x"]
+    assert [line["truncated"] for line in found] == ["", "", "True", ""]
+    assert (found[0]["given_label"], found[1]["line"]) == ("good", "2")
+    assert "text is empty" in found[1]["error"]
+    # It goes on from any place where it was stopped.
+    whole = Path(out).read_bytes()
+    for end in (len(whole), len(whole) - 3, whole.index(b"\n") + 1, whole.index(b"7") + 1):
+        Path(out).write_bytes(whole[:end])
+        predict(capsys, "--input", "in.jsonl", "--output", out, "--resume", code=2)
+        assert Path(out).read_bytes() == whole
+    Path(out).write_bytes(b"another,table\n" + whole)
+    said = refused(capsys, "--input", "in.jsonl", "--output", out, "--resume")
+    assert "does not begin with the columns" in said
 
 
 def test_what_cannot_start_is_one_line(saved, capsys) -> None:

@@ -87,7 +87,6 @@ def test_a_dataset_streams(pipeline, tiny_data) -> None:
         (None, "text is not a str but NoneType"),
         ({"sentence": "a cat"}, "there is no 'text' among sentence"),
         ("cat \udcff", "text is not valid UTF-8"),
-        ("cat " * 50, "the text has 52 tokens and the model takes 40"),
     ],
 )
 def test_bad_input_costs_only_itself(pipeline, text, message) -> None:
@@ -98,11 +97,21 @@ def test_bad_input_costs_only_itself(pipeline, text, message) -> None:
     assert_same([first, third], pipeline(["a dog", "a tree"]))
 
 
-def test_a_text_that_is_too_long_is_cut_where_asked(pipeline) -> None:
-    assert_same(
-        pipeline("cat " * 50, truncation=True),
-        [by_hand(pipeline.model, pipeline.tokenizer, "cat " * 38)],
-    )
+def test_a_text_that_is_too_long_is_cut_and_said_to_be_or_refused_where_asked(pipeline) -> None:
+    long, short = pipeline(["cat " * 50, "a dog"])
+    assert_same([long], [by_hand(pipeline.model, pipeline.tokenizer, "cat " * 38)])
+    assert long["truncated"]
+    assert "truncated" not in short
+    said = "the text has 52 tokens and the model takes 40"
+    with pytest.raises(CeeGymError, match=re.escape(f"texts[1]: {said}")):
+        pipeline(["a dog", "cat " * 50], truncation=False)
+    _, refused = pipeline.stream(iter(["a dog", "cat " * 50]), truncation=False)
+    assert refused["error"].startswith(said)
+
+
+def test_it_says_what_it_is(pipeline) -> None:
+    said = "EarlyExitPipeline(text classification: bad, good; bert, 3 layers on cpu; confidence"
+    assert repr(pipeline).startswith(said)
 
 
 def test_a_model_of_pairs_wants_pairs(pipeline) -> None:

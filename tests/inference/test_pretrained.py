@@ -327,3 +327,11 @@ def test_a_model_whose_classes_are_not_those_of_its_run_is_refused(run) -> None:
     file.write_text(json.dumps(config))
     with pytest.raises(CeeGymError, match="names its classes"):
         load(run)
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_rest(pipeline, tmp_path) -> None:
+    pipeline.save_pretrained(tmp_path / "saved")
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    found = {path.name: path.stat().st_mode for path in tmp_path.glob("saved/**/*.safetensors")}
+    assert found == dict.fromkeys(("model.safetensors", "policy.safetensors"), expected)

@@ -1,12 +1,14 @@
 """What is exported computes what the model does, or is refused."""
 
 import copy
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from cee_gym.agents import make_agent
 from cee_gym.backbones.encoding import load_tokenizer
@@ -23,7 +25,9 @@ from cee_gym.onnx.runtime import OnnxRuntime
 from cee_gym.policies.rules import FixedLayer
 from cee_gym.policies.speeds import Speed
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.serving.server import make_app
 from tests.conftest import tiny_config
+from tests.inference.answers import assert_same
 from tests.inference.test_runtime import (
     NUM_LABELS,
     clear_threshold,
@@ -127,17 +131,45 @@ def test_command_writes_the_policy_of_a_run_at_a_speed_with_its_points(
     )
     out = tmp_path / "out"
     main(["export", str(run), "--output", str(out), "--saved-layers", "0.2"])
-    assert f"OnnxRuntime({str(out)!r})" in capsys.readouterr().out
+    assert f"cee-gym predict {out} --input FILE" in capsys.readouterr().out
     assert OnnxModel(out).labels == small("bert").labels
     texts = sentences(60, longest=12)
     inputs = dict(load_tokenizer(str(out))(texts, padding=True, return_tensors="pt"))
     runtime = OnnxRuntime(out)
     expected = EarlyExitPipeline.from_pretrained(run, saved_layers=0.2, device="cpu")
+    assert_same(EarlyExitPipeline.from_pretrained(out)(texts), expected(texts))
     assert runtime(inputs).exit_layer.tolist() == [one["exit_layer"] for one in expected(texts)]
     for speed in ({"at": "lost-1"}, {"points_lost": 5.0}, {"threshold": 0.6}):
         chosen = EarlyExitPipeline.from_pretrained(run, device="cpu", **speed)
+        assert_same(EarlyExitPipeline.from_pretrained(out, **speed)(texts), chosen(texts))
         found = runtime.at(load_policy(out, Speed(**speed)))(inputs).exit_layer.tolist()
         assert found == [one["exit_layer"] for one in chosen(texts)]
+
+
+def test_what_was_exported_is_predicted_with_and_served_and_not_saved_anew(
+    tmp_path: Path, tiny_tokenizer, capsys
+) -> None:
+    run = write_run(
+        tmp_path, small("bert"), tiny_tokenizer, make_agent("confidence"), ProblemSettings()
+    )
+    out, texts = tmp_path / "out", sentences(30, longest=12)
+    main(["export", str(run), "--output", str(out)])
+    pipeline = EarlyExitPipeline.from_pretrained(out)
+    assert repr(pipeline).startswith("EarlyExitPipeline(")
+    assert "bert, 2 layers on cpu; confidence policy" in repr(pipeline)
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    capsys.readouterr()
+    main(["predict", str(out), "--input", str(tmp_path / "in.txt")])
+    expected = EarlyExitPipeline.from_pretrained(run, device="cpu")(texts)
+    assert_same([json.loads(line) for line in capsys.readouterr().out.splitlines()], expected)
+    with TestClient(make_app(pipeline)) as client:
+        assert "bert with exits at 2 of 2 layers" in client.get("/openapi.json").text
+        found = client.post("/predict", json={"texts": texts}).json()["predictions"]
+    assert_same(found, expected)
+    with pytest.raises(CeeGymError, match="saved already: copy"):
+        pipeline.save_pretrained(tmp_path / "again")
+    with pytest.raises(CeeGymError, match="on the CPU, not on meta"):
+        EarlyExitPipeline.from_pretrained(out, device="meta")
 
 
 def test_what_was_measured_at_one_speed_is_not_written_beside_another(

@@ -27,9 +27,9 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
     old = copy_of(exported("bert"), tmp_path / "old")
     description = json.loads((old / "export.json").read_text())
     (old / "export.json").write_text(json.dumps(description | {"version": 0}))
-    with pytest.raises(CeeGymError, match="of version 0, this cee-gym reads version 1"):
+    with pytest.raises(CeeGymError, match="of version 0, this cee-gym reads version 2"):
         OnnxModel(old)
-    for content in (description | {"files": 3}, {"version": 1}, []):
+    for content in (description | {"files": 3}, {"version": 2}, []):
         (old / "export.json").write_text(json.dumps(content))
         with pytest.raises(CeeGymError, match=r"the exported model at .* is damaged .*: export it"):
             OnnxModel(old)

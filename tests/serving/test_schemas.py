@@ -13,7 +13,7 @@ def test_a_request_has_texts_and_every_way_to_choose_a_speed() -> None:
     assert set(PredictRequest.model_fields) == {"texts", *vars(Speed()), "truncation"}
     request = PredictRequest(texts=["a cat"])
     assert not any(getattr(request, name) for name in vars(Speed()))
-    assert request.truncation is False
+    assert request.truncation is True
 
 
 def test_its_examples_are_requests() -> None:

@@ -57,14 +57,16 @@ BAD = {
     "a number too long": (b'{"texts": ["a"], "alpha": ' + b"9" * 5000 + b"}", 400, "4300 digits"),
     "empty body": (b"", 422, "required"),
     "a list": (b"[]", 422, "valid dictionary"),
-    "no texts": (b"{}", 422, "texts: Field required"),
+    "no texts": (b"{}", 422, "give texts (a list), or text, or inputs; this request has nothing"),
+    "two names": (b'{"text": "a", "inputs": "a"}', 422, "this request has text and inputs"),
+    "another name": (b'{"sentence": "a"}', 422, "this request has sentence"),
     "zero texts": (body([]), 422, "texts: List should have at least 1 item"),
     "empty text": (body(["a cat", ""]), 422, "texts[1]: "),
     "white space": (body([" \n"]), 422, "texts[0]: "),
     "empty pair": (body([{"text": "a", "text_pair": ""}]), 422, "texts[0]: "),
     "a number": (body([3]), 422, "texts[0]"),
     "null": (body([None]), 422, "texts[0]"),
-    "a long text": (body(["a cat", "cat " * 39]), 422, "texts[1]: "),
+    "a long text": (body(["a cat", "cat " * 39], truncation=False), 422, "texts[1]: "),
     "many texts": (body(["a"] * 10_000), 413, "10000 texts in one request, and the most is 64"),
     "many bytes": (body(["cat " * 100_000]), 413, "larger than 262144 bytes"),
     "an unknown field": (body(labels=["ugly"]), 422, "labels: Extra inputs are not permitted"),
@@ -101,6 +103,33 @@ def test_bad_requests_are_refused_and_the_rest_go_on(pipeline: Any, tiny_data: D
         count = sum(status == expected for _, expected, _ in BAD.values())
         assert counted[f'cee_gym_requests_total{{status="{status}"}}'] == count
     assert counted['cee_gym_requests_total{status="200"}'] == len(texts)
+
+
+def test_a_body_that_is_not_said_to_be_json_is_refused_by_name(client: TestClient) -> None:
+    for headers in ({}, {"content-type": "text/plain"}):
+        refused = client.post("/predict", content=body(["a cat"]), headers=headers)
+        assert refused.status_code == 415
+        said = refused.json()["detail"]
+        assert "send the header content-type: application/json" in said
+        assert headers.get("content-type", "''") in said
+
+
+def test_one_text_or_inputs_stand_for_texts(client: TestClient) -> None:
+    expected = post(client, ["a cat"]).json()
+    pair = post(client, [{"text": "a cat", "text_pair": "it ran"}]).json()
+    for asked, answer in (
+        ({"text": "a cat"}, expected),
+        ({"inputs": "a cat"}, expected),
+        ({"inputs": ["a cat"]}, expected),
+        ({"text": "a cat", "text_pair": "it ran"}, pair),
+        ({"inputs": {"text": "a cat", "text_pair": "it ran"}}, pair),
+    ):
+        assert client.post("/predict", json=asked).json() == answer, asked
+
+
+def test_a_long_text_is_cut_and_marked(client: TestClient) -> None:
+    short, long = post(client, ["a cat", "cat " * 50]).json()["predictions"]
+    assert (short["truncated"], long["truncated"]) == (False, True)
 
 
 # Where nothing is running
