@@ -1,4 +1,4 @@
-"""Saving layers at a bounded loss of accuracy, so that nobody has to guess alpha.
+"""Saving layers at a bounded loss of accuracy, without guessing alpha.
 
     maximise E[1 - t/L]   subject to   E[c_L - c_t] <= x
 
@@ -10,12 +10,12 @@ step size what it is:
     R_t = w c_t - (1 - w) t/L,   w = lambda / (1 + lambda) = sigmoid(u)
 
 and the multiplier follows what is lost in each batch, `u += rate * (E[c_L - c_t] - x)` (Altman
-1999; in the logarithm of lambda, which stays positive). What is lost counts at the exits that the
-policy takes where it is used, the first where it is for leaving.
+1999). u is the logarithm of lambda, so lambda stays positive. The loss of accuracy is that of the
+deterministic policy: each instance leaves at the first layer where leaving is more likely than not.
 
-The entropy of the exits is added to the return, at a small price. The Lagrangian is linear in them:
-without it a policy runs into a corner at the first swing of the multiplier, where its gradient is
-zero, and stays there.
+A small multiple of the entropy of the exits is added to the return. The Lagrangian is linear in the
+exit probabilities, so without this term the first swing of the multiplier would drive the policy to
+probabilities of 0 or 1, where its gradient is zero.
 """
 
 from dataclasses import dataclass

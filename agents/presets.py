@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# What all learn from, unless what they are reads something else. Hundreds of hidden features say
-# more than thousands of texts can bear out (`benchmarks/studies/default_reward.py`).
+# What agents observe, unless they need something else. A thousand texts are too few to learn from
+# hundreds of hidden features (`benchmarks/studies/default_reward.py`).
 OBSERVE = ("layer", "confidence", "margin", "agreement", "previous")
 
 
-# For tokens, where whatever an exit answers costs an LM head: on a model with a real vocabulary as
-# much as several layers.
+# For tokens. All other parts need the LM head of the exit, which on a model with a large vocabulary
+# costs as much as several layers.
 OBSERVE_TOKENS = ("hidden", "layer")
 
 
@@ -36,7 +36,7 @@ class Preset:
     def observing(self, parts: tuple[str, ...] | None) -> "Preset":
         """This preset with other parts; None leaves its own.
 
-        What would start from the confidence does not, where that is not among them.
+        A policy that is not shown the confidence cannot start from it, so `start` is left out then.
         """
         if parts is None:
             return self

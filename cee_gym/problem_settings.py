@@ -18,20 +18,21 @@ from cee_gym.traces.recordings import open_split
 
 @dataclass(frozen=True)
 class ProblemSettings:
-    """What a policy observes, and what its exits are paid.
+    """What a policy observes, and what leaving pays.
 
     Attributes:
-        alpha: the price of one layer: a number, or a range `low high` from which each episode
-            draws.
-        quality: what an exit achieves: `correctness`, minus the `cross_entropy`, or a quality of
+        alpha: The price of one layer: a number, or a range `low high`, from which each episode
+            draws its own price.
+        quality: What leaving at an exit achieves: `correctness`, `cross_entropy` (which is minus
+            the cross-entropy), or a quality of your own, MODULE:NAME.
+        hardness: The weight of the price: `memorized_layer`, `last_layer_loss`, `none`, or one of
             your own, MODULE:NAME.
-        reward: in place of quality and hardness, the short name of both: `paper`, that of
-            ConsistentEE (`cross_entropy` and `memorized_layer`).
-        hardness: the weight of the price: `memorized_layer`, `last_layer_loss`, `none`, or one of
-            your own, MODULE:NAME.
-        cost: what the layers up to an exit cost: `layers`, their number; the path of a profile,
-            what `cee-gym profile` measured of the recorded model; or one of your own, MODULE:NAME.
-        observe: the parts of an observation; those of the agent's preset by default.
+        reward: A short name for quality and hardness together: `paper` is ConsistentEE's reward,
+            with `cross_entropy` and `memorized_layer`.
+        cost: What running up to an exit costs: `layers`, the number of layers; the path of a
+            profile, which `cee-gym profile` measured for the recorded model; or a cost of your own,
+            MODULE:NAME.
+        observe: The parts of an observation. By default they are those of the agent's preset.
     """
 
     alpha: tuple[float, ...] = (ALPHA,)

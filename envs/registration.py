@@ -27,14 +27,14 @@ TOKEN_BENCHMARKS: dict[str, str] = {
 
 
 def register_envs() -> None:
-    """Registers the benchmarks, and `EarlyExit` for one's own trace; again, it does nothing."""
+    """Registers the benchmarks, and `EarlyExit` for your own trace; again, it does nothing."""
     _register("EarlyExit", {})
     for id in (*BENCHMARKS, *TOKEN_BENCHMARKS):
         _register(id, {"recording": id})
 
 
 def register_benchmark(id: str, task: str) -> None:
-    """Registers a benchmark of one's own, which `cee-gym build` can then record.
+    """Registers a benchmark of your own, which `cee-gym build` can then record.
 
     Args:
         id: what `gymnasium.make` is to know it by.

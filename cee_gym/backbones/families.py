@@ -1,7 +1,7 @@
 """What is known of each family of backbones, and which are refused and why.
 
 A family is what transformers calls a `model_type`. One that is not in the table is tried as it is
-(`cee_gym.backbones.trial`); what it needs beyond that is told by `register_family`.
+(`cee_gym.backbones.trial`); `register_family` says what it needs beyond that.
 """
 
 import sys

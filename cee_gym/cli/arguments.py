@@ -32,14 +32,15 @@ Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(m
 
 @dataclass(frozen=True)
 class SpeedArguments:
-    """At most one way to choose a speed; without one it is the policy's own.
+    """How fast the policy should be. Give at most one; by default it is the policy's own speed.
 
     Attributes:
-        at: an operating point that evaluate kept, by name.
-        threshold: leave above this score of the policy, 0 to 1.
-        alpha: the price of one layer, for a policy that was learned for a range of prices.
-        saved_layers: the slowest speed that saves this share of the layers on calibration.
-        points_lost: the fastest speed that loses at most so many points of accuracy on calibration.
+        at: An operating point that `cee-gym evaluate` kept, by its name.
+        threshold: Leave above this score of the policy, from 0 to 1.
+        alpha: The price of one layer, for a policy that was trained for a range of prices.
+        saved_layers: The slowest speed that saves this share of the layers on calibration.
+        points_lost: The fastest speed that loses at most this many points of accuracy on
+            calibration. On other text it may lose more.
     """
 
     at: str | None = None
@@ -67,15 +68,15 @@ class SpeedArguments:
 
 @dataclass(frozen=True)
 class OwnText:
-    """Text of your own, which needs no id: the columns of --data.
+    """The columns of your own data, which needs no id.
 
-    Its classes are those that train, or a single file, is labelled with. They and the columns are
-    kept with what is recorded, so that no other command asks for them.
+    The classes are those that occur in train, or in the single file. Classes and columns are kept
+    with the recording and the model, so no other command asks for them.
 
     Attributes:
-        text: the column with the text.
-        pair: the column with the second text, where it is about pairs.
-        label: the column with the class.
+        text: The name of the column with the text.
+        pair: The name of the column with the second text, for pairs of texts.
+        label: The name of the column with the class.
     """
 
     text: str | None = None
@@ -84,7 +85,7 @@ class OwnText:
 
     @property
     def given(self) -> bool:
-        """Whether it is about text of one's own."""
+        """Whether it is about your own text."""
         return any(vars(self).values())
 
     def task(self, id: str, data: str | None) -> "Task":
@@ -123,7 +124,7 @@ class OwnText:
 
 
 def check_agent(name: str) -> None:
-    """Refuses an agent that nobody knows, before anything that takes seconds to import.
+    """Refuses an unknown agent, before anything that takes seconds to import.
 
     Args:
         name: of `--agent`; one with a colon is not looked up here.
@@ -201,7 +202,7 @@ def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str,
 
     Args:
         command: for the messages.
-        given: an id, `MODULE:ID`, or EarlyExit for a recording of one's own.
+        given: an id, `MODULE:ID`, or EarlyExit for a recording of your own.
         trace: of `--trace`.
 
     Raises:
@@ -248,7 +249,7 @@ def is_prompted(task: str) -> bool:
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """The metrics of a task; accuracy for the recording of a task that nobody knows.
+    """The metrics of a task; accuracy for the recording of an unknown task.
 
     Raises:
         CeeGymError: if the task is `MODULE:NAME` and the module cannot be imported.

@@ -26,30 +26,32 @@ from cee_gym.training.config import RecordConfig, TokenConfig, refuse_changed
 @command("build")
 @dataclass(frozen=True)
 class Build:
-    """Warms a backbone up and records it, so that gym.make opens it without text and weights.
+    """Puts exits on a model, trains them, and records what every layer computes.
 
-    Goes on where it was stopped.
+    Then gym.make opens the recording without the texts and the model. A build that was stopped
+    goes on when the same command is repeated.
 
     Attributes:
-        id: of the benchmark, such as EarlyExit-BERT-MRPC; MODULE:ID imports a module of yours
-            first. Left out where --text and --label name the columns of your own --data.
-        backbone: hub name or directory of an encoder; for generation of a causal language model,
-            or a .gguf file.
-        data: a directory with train, dev (or validation) and optionally test, or a hub name; by
-            default the task's own. With --text and --label also a single file.
-        columns: of text of your own.
-        record: how to warm up and record.
-        tokens: how exits of a decoder are made.
-        under: for generation, a run or a policy under whose exits, by state copying, it is
-            recorded; by default it is at full depth.
-        output: where to record to; by default ID, or own/DATA, in the folder of recordings,
-            $CEE_GYM_HOME.
+        id: The id of a benchmark, such as EarlyExit-BERT-MRPC. MODULE:ID imports a module of yours
+            first. Leave it out where --text and --label name the columns of your own --data.
+        backbone: The hub name or directory of an encoder; for generation, of a causal language
+            model, or a .gguf file.
+        data: A directory with train, dev (or validation) and perhaps test, or a hub name. With
+            --text and --label it may also be a single file. By default it is the benchmark's own
+            source.
+        columns: The columns of your own data.
+        record: How the exits are trained and recorded.
+        tokens: How the exits of a decoder are made.
+        under: For generation, a run or a policy: tokens are recorded as they are when this policy
+            runs with state copying. By default they are recorded at full depth.
+        output: The directory of the recording. By default it is named after the id, or after the
+            data, in the folder $CEE_GYM_HOME.
     """
 
     id: Id = OWN_ID
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-data")] = field(default_factory=OwnText)
     record: Annotated[RecordConfig, tyro.conf.arg(name="recording")] = field(
         default_factory=RecordConfig
     )

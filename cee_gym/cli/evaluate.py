@@ -14,23 +14,24 @@ from cee_gym.errors import CeeGymError
 @command("evaluate")
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy, exit layers, saved layers and the curve of a run, and its operating points.
+    """Shows what a run buys: accuracy, exit layers and saved layers at several speeds.
 
-    Compared with fixed layers and the hindsight optimum. Speeds are chosen on calibration and
-    reported on dev. Every operating point is kept with the run by its name, the first word of its
-    line in the table: `predict`, `serve`, `profile` and `export` take it by --at.
+    It is compared with full depth, every fixed layer and the best choice with hindsight. Speeds are
+    chosen on calibration and reported on dev. Every operating point is kept with the run under the
+    first word of its line in the table; `predict`, `serve`, `profile` and `export` take it by --at.
 
     Attributes:
-        run_directory: what train wrote.
-        split: to report on: dev, or test where the recording has one.
-        per_class: also print precision, recall and F1 of each class, and up to 30 classes the
-            confusion matrix; the file has them in any case.
-        speed: one more operating point to choose.
-        guarantee: find, on calibration, a threshold whose rate of disagreement with the last layer,
-            or of harm (the last layer right, the exit wrong), stays under epsilon on text of the
-            same kind, with probability 1 - delta.
-        epsilon: of the guarantee.
-        delta: of the guarantee.
+        run_directory: The directory that train wrote.
+        split: The split to report on: dev, or test where the recording has one.
+        per_class: Also print precision, recall and F1 of each class and, for up to 30 classes, the
+            confusion matrix. The file evaluation.json has them in any case.
+        speed: One more operating point to choose.
+        guarantee: Find a threshold with a promise: with probability 1 - delta, fewer than a share
+            epsilon of new texts of the same kind fail. With `disagreement` a text fails where the
+            exit says something else than the last layer; with `harm`, where the last layer was
+            right and the exit is wrong.
+        epsilon: The share of texts that may fail.
+        delta: The probability with which the promise may be broken.
     """
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -14,16 +14,17 @@ from cee_gym.errors import CeeGymError
 @command("export")
 @dataclass(frozen=True)
 class Export:
-    """Writes a multi-exit model as ONNX graphs, one a layer, for ONNX Runtime.
+    """Writes a classifier with exits as ONNX graphs, one for each layer, for ONNX Runtime.
 
-    Its exit policy, with the operating points that are kept, and its tokenizer are written along.
+    The exit policy, the operating points that were kept, the tokenizer and the labels are written
+    too, so that `predict`, `serve` and `EarlyExitPipeline` take the directory.
 
     Attributes:
-        model: a directory that was saved, a run of train, a name on the hub, or the directory of a
-            model with exits, such as RECORDING/models/deployed, which has no policy.
-        output: a directory that does not exist yet, or is empty.
-        int8: with the weights of layers and exits as 8-bit integers.
-        speed: of the policy.
+        model: A saved directory, a run of train, a name on the hub, or the directory of a model
+            with exits, such as RECORDING/models/deployed, which has no policy.
+        output: A directory that does not exist yet, or is empty.
+        int8: Store the weights of layers and exits as 8-bit integers.
+        speed: How fast the policy should be.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

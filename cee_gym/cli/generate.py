@@ -29,28 +29,28 @@ _STANDARD = Path("-")
 @command("generate")
 @dataclass(frozen=True)
 class Generate:
-    """Answers the prompts of a file, each token as deep as the policy says, into JSON lines.
+    """Answers the prompts of a file. The policy decides the depth of each token.
 
-    One line per prompt, in order: prompt, generated_text, tokens, exit_layers and mean_exit_layer.
-    A prompt that cannot be answered gives the number of its line and an error; the others go on,
-    and the exit code is 2.
+    The output has one line of JSON for each prompt, in order: prompt, generated_text, tokens,
+    exit_layers and mean_exit_layer. A prompt that cannot be answered gets the number of its line
+    and an error; the others go on, and the exit code is 2.
 
     Attributes:
-        model: a run of train, a directory that was saved, or a name on the hub.
-        input: a .jsonl file, whose lines have a prompt or the columns of the task; or a .txt file,
-            a prompt a line; or - for prompts from the standard input, a line each.
-        output: a new file, or - for the standard output.
-        prompt: instead of input, one prompt.
-        max_new_tokens: of each answer, at most.
-        batch_size: prompts run together.
-        cache: what later tokens see of one that has left early: copy, recompute or verify.
-        sample: draw tokens instead of taking the most probable ones.
-        temperature: of sampling.
-        seed: of sampling.
-        full_depth: run every token through all layers, to compare with.
-        coloured: write texts for a terminal instead of JSON, green where a token left early and red
-            where it left late.
-        speed: how fast to be.
+        model: A run of train, a saved directory, or a name on the hub.
+        input: A .jsonl file whose lines have a prompt or the columns of the task; a .txt file with
+            one prompt per line; or - for the standard input, with one prompt per line.
+        output: A new file, or - for the standard output.
+        prompt: One prompt, instead of an input.
+        max_new_tokens: The largest number of tokens of an answer.
+        batch_size: The number of prompts that run together.
+        cache: What later tokens see of a token that left early: `copy`, `recompute` or `verify`.
+        sample: Draw tokens instead of taking the most probable ones.
+        temperature: The temperature of sampling.
+        seed: The seed of sampling.
+        full_depth: Run every token through all layers, for comparison.
+        coloured: Write texts for a terminal instead of JSON. A token that left early is green, one
+            that left late is red.
+        speed: How fast the policy should be.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 @command("envs")
 @dataclass(frozen=True)
 class Envs:
-    """What is registered, what is recorded here, and what would record it.
+    """Lists the environments: which are recorded here, and what would record the others.
 
     Attributes:
-        headroom: also what there is to gain on the dev split of each recording: the mean return of
-            the last layer, of the best fixed layer and the best threshold on the confidence, of
-            what Longstaff-Schwartz learns from what agents observe by default, of its bound, and of
+        headroom: Also show what a policy could gain on the dev split of each recording: the mean
+            return of the last layer, of the best fixed layer, of the best threshold on the
+            confidence, of what Longstaff-Schwartz regression learns, of a bound on that, and of
             hindsight.
     """
 

@@ -51,6 +51,8 @@ def _annotate(kind: type, depth: int) -> None:
         settings: dict[str, Any] = {"help_behavior_hint": _hint, "metavar": _metavar(bare)}
         if depth == 1:
             settings["prefix_name"] = False
+        if is_dataclass(bare) and not extras:
+            settings["name"] = field.name.replace("_", "-")  # it is the title of the group
         kind.__annotations__[field.name] = Annotated[bare, tyro.conf.arg(**settings), *extras]
 
 

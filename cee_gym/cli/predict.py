@@ -39,36 +39,37 @@ _COLUMNS = ("id", "label", "score", "exit_layer", "truncated", "given_label", "l
 @command("predict")
 @dataclass(frozen=True)
 class Predict:
-    """Classifies the texts of a file, each as deep as the policy says.
+    """Classifies the texts of a file. The policy decides how deep each text goes.
 
-    The output has one line for each text, in order: label, score and exit_layer, the id of the
-    input where it has one, and its label, where it has one, as given_label. A text that cannot be
+    The output has one line for each text, in order: label, score and exit_layer; the id of the
+    input where it has one; and its label, where it has one, as given_label. A text that cannot be
     classified gets the number of its line and an error; the others go on, and the exit code is 2.
 
-    A model that was trained on a file of your own finds text, second text and label in the columns
-    it was trained on.
+    A model that was trained on your own data finds text, second text and label in the columns it
+    was trained on.
 
     Labels are read as training reads them: either all are class names or all are class numbers. To
-    tell which, a file is read through once first; from the standard input labels are class names.
+    tell which, a file is read through once first. Labels on the standard input have to be class
+    names.
 
     A command that was stopped goes on when it is repeated with --resume: the complete lines of the
     output are kept, and the texts after them are classified.
 
     Attributes:
-        model: a saved or exported directory, a run of train, or a name on the hub.
-        input: a file, or - for the standard input.
-        output: a new file, or - for the standard output. A name that ends with .csv or .tsv gets a
-            table, everything else JSON lines.
-        resume: go on with the output that the same command, stopped, has left.
-        format: of the input. By default the name of the file says it: .jsonl, .csv, .tsv or .txt
-            (one text a line). The standard input is JSON lines by default.
-        text_column: the field with the text; by default text, or the model's own column.
-        pair_column: the field with the second text, where the task is about pairs.
-        batch_size: texts run together; 16 times as many are read before the first result, to put
-            those of like length together.
-        truncation: cut texts that are too long, as training does; with --no-truncation they are
+        model: A saved or exported directory, a run of train, or a name on the hub.
+        input: A file, or - for the standard input.
+        output: A new file, or - for the standard output. Where the name ends with .csv or .tsv it
+            is a table, otherwise it has JSON lines.
+        resume: Go on with the output that the same command left when it was stopped.
+        format: The format of the input. By default the name of the file says it: .jsonl, .csv, .tsv
+            or .txt (one text per line). The standard input is read as JSON lines by default.
+        text_column: The field with the text. By default it is `text`, or the model's own column.
+        pair_column: The field with the second text, for pairs of texts.
+        batch_size: The number of texts that run together. 16 times as many are read before the
+            first result, so that texts of similar length run together.
+        truncation: Cut texts that are too long, as training does. With --no-truncation they are
             refused.
-        speed: how fast to be.
+        speed: How fast the policy should be.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -30,32 +30,34 @@ Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 @command("profile")
 @dataclass(frozen=True)
 class Profile:
-    """Measures embedding, layers, heads and policy here, by batch size and length.
+    """Measures what embedding, layers, exits and policy cost on this machine.
 
-    For a decoder it measures one decoding step, after a text of so many tokens.
+    It measures several batch sizes and lengths. For a decoder it measures one decoding step, after
+    a text of each length.
 
     The file can be the cost in a reward: gym.make(ID, reward=Reward(cost="profile.json")). With a
     policy and a recording it also predicts how much faster the policy would be, before it is
     deployed.
 
     Attributes:
-        model: a directory that was saved, a run of train, a name on the hub, or the directory of a
-            model with exits, such as RECORDING/models/deployed.
-        policy: a run of train, or the directory of a policy.
-        trace: a recording of this model; the speed-up is predicted from where the policy leaves on
+        model: A saved directory, a run of train, a name on the hub, or the directory of a model
+            with exits, such as RECORDING/models/deployed.
+        policy: A run of train, or the directory of a policy.
+        trace: A recording of this model. The speed-up is predicted from where the policy leaves on
             its dev split.
-        data: the recording's text, as for build, for the lengths of its dev split; without it the
-            prediction is made for texts of one length.
-        speed: of the policy.
-        output: the file to write.
-        batch_sizes: texts run together; by default 1 to 128, and 1 to 16 for a decoder.
-        lengths: in tokens; by default 8 to 128, as far as the model goes, and for a decoder 32 and
-            128.
-        observe: for a decoder without --policy, the parts of an observation that a policy will read
-            when it has been learned; by default hidden and layer. Parts such as margin need an LM
-            head at each exit.
-        seconds: about how long to measure; 5 runs of each size are made in any case.
-        device: by default the accelerator, where there is one.
+        data: The texts of the recording, as for build; their lengths are then used. Without them
+            the prediction is for texts of one length.
+        speed: How fast the policy should be.
+        output: The file to write.
+        batch_sizes: The numbers of texts that run together. By default 1 to 128; for a decoder 1 to
+            16.
+        lengths: The lengths in tokens. By default 8 to 128, as far as the model goes; for a decoder
+            32 and 128.
+        observe: For a decoder without --policy: the parts of an observation that a policy will
+            read. By default they are hidden and layer. Parts such as margin need an LM head at each
+            exit.
+        seconds: About how long to measure. At least 5 runs of each size are made.
+        device: The device to measure on. By default it is the accelerator, where there is one.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

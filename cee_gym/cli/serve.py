@@ -18,20 +18,20 @@ class Serve:
 
     A decoder answers POST /generate instead, piece by piece where "stream" is true.
 
-    SIGTERM and Ctrl-C stop it once everything that was accepted is answered. The head of a request
-    has 30 seconds to arrive before its connection is closed, and its body 30 more before it is
-    refused. There is no authentication, so it listens on the local host only unless told otherwise.
+    SIGTERM and Ctrl-C stop the server once everything that was accepted is answered. A connection
+    on which the head of a request takes longer than 30 seconds is closed, and a body that takes
+    longer than 30 seconds more is refused. There is no authentication, so the server listens on the
+    local host only unless you give another --host.
 
     Attributes:
-        model: what `EarlyExitPipeline.save_pretrained` wrote, the directory of a run, or a name on
-            the hub.
-        host: the address to listen on.
-        port: 0 for one that is free; it is printed.
-        speed: how fast to be; a request may ask for another speed.
-        max_batch: texts run together.
-        max_wait_ms: how long a text waits for others to be run with.
-        full_depth: run all layers and no policy, to compare with.
-        threads: of the computation; by default as many as torch chooses.
+        model: A saved or exported directory, a run of train, or a name on the hub.
+        host: The address to listen on.
+        port: The port to listen on. 0 takes a free one, which is printed.
+        speed: How fast the policy should be. A request may ask for another speed.
+        max_batch: The largest number of texts that run together.
+        max_wait_ms: How long a text waits for others to run with, in milliseconds.
+        full_depth: Run all layers and no policy, for comparison.
+        threads: The number of threads to compute with. By default torch chooses.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -23,30 +23,31 @@ if TYPE_CHECKING:
 @command("suitability")
 @dataclass(frozen=True)
 class Suitability:
-    """Says whether early exit will pay for a model and a text, before anybody trains a policy.
+    """Says whether early exit will pay for a model and a text, before a policy is trained.
 
-    The model stays as it is: each exit is a logistic regression on one layer's states (recipe probe
-    of build), and what a layer costs is measured here. Full depth is the last of these exits.
+    The model stays as it is. Each exit is a logistic regression on the states of one layer (recipe
+    probe of build), and what a layer costs is measured on this machine. Full depth is the last of
+    these exits.
 
     Attributes:
-        model: hub name or directory of an encoder; or the id of a benchmark, with the encoder in
-            --backbone.
-        backbone: hub name or directory of an encoder, where an id was given.
-        data: a directory with train and dev (or validation), or a hub name; by default the task's
-            own. With --text and --label also a single file.
-        columns: of text of your own.
-        profile: what `cee-gym profile --policy` measured of a model of this shape; by default it is
-            measured now, with a threshold and with a learned policy.
-        seconds: about how long to measure.
-        output: a directory for the recording, the profile and the result, to go on where it was
-            stopped; by default nothing is kept.
-        seed: of the partition of train.
+        model: The hub name or directory of an encoder; or the id of a benchmark, with the encoder
+            in --backbone.
+        backbone: The hub name or directory of an encoder, where an id was given.
+        data: A directory with train and dev (or validation), or a hub name. With --text and --label
+            it may also be a single file. By default it is the benchmark's own source.
+        columns: The columns of your own data.
+        profile: A file that `cee-gym profile --policy` wrote for a model of this shape. By default
+            the costs are measured now, with a threshold and with a learned policy.
+        seconds: About how long to measure.
+        output: A directory to keep the recording, the profile and the result in, so that a command
+            that was stopped can go on. By default nothing is kept.
+        seed: The seed of the split of train into parts.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_OR_ID")]
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-data")] = field(default_factory=OwnText)
     profile: Path | None = None
     seconds: float = 30.0
     output: Path | None = None

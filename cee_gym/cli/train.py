@@ -58,33 +58,39 @@ def observing_tokens(agent: str, problem: ProblemSettings) -> ProblemSettings:
 @command("train")
 @dataclass(frozen=True)
 class Train:
-    """Trains a policy on a recording, or policy and backbone in turn.
+    """Trains an exit policy on a recording, or policy and model in turn.
 
     Attributes:
-        id: of the benchmark; MODULE:ID imports a module of yours first. EarlyExit, which may be
-            left out, for a recording or text of your own: with --trace, or --text and --label.
-        agent: its name.
-        backbone: hub name or directory; with it the run warms up and records its own backbone.
-        data: a directory with train, dev and optionally test, or a hub name; by default the task's
-            own. With --text and --label also a single file.
-        columns: of text of your own.
-        trace: the recording to train on, if not the benchmark's.
-        output: of the run; by default runs/ID-AGENT-seedSEED, or runs/ID-AGENT for several seeds.
-        resume: go on with the run in output.
-        seeds: instead of --seed, one run for each, in output/seed-SEED, and a table over them.
-        set: a hyper-parameter of the agent, over its preset; may be given again.
-        problem: what a policy observes, and what its exits are paid.
-        total_timesteps: decisions a policy phase learns from; the preset's by default.
-        alternation: the rounds after the first policy phase.
-        record: how to warm up and record.
-        tokens: how exits of a decoder are made.
+        id: The id of a benchmark. MODULE:ID imports a module of yours first. Leave it out, or give
+            EarlyExit, for a recording of your own (with --trace) or data of your own (with --text
+            and --label).
+        agent: The name of the agent.
+        backbone: The hub name or directory of a model. With it the run makes and records its own
+            exits.
+        data: A directory with train, dev (or validation) and perhaps test, or a hub name. With
+            --text and --label it may also be a single file. By default it is the benchmark's own
+            source.
+        columns: The columns of your own data.
+        trace: The recording to train on. By default it is the benchmark's.
+        output: The directory of the run. By default it is runs/ID-AGENT-seedSEED, or runs/ID-AGENT
+            for several seeds.
+        resume: Go on with the run in --output.
+        seeds: Train once for each of these seeds, in OUTPUT/seed-SEED, and print a table over them.
+            This replaces --seed.
+        set: A hyper-parameter of the agent, in place of its preset's. The option may be repeated.
+        problem: What a policy observes, and what leaving pays.
+        total_timesteps: The number of decisions that a policy phase learns from. By default it is
+            the preset's.
+        alternation: The rounds after the first policy phase.
+        record: How the exits are trained and recorded.
+        tokens: How the exits of a decoder are made.
     """
 
     id: Id = OWN_ID
     agent: AgentName = "reinforce"
     backbone: str | None = None
     data: str | None = None
-    columns: Annotated[OwnText, tyro.conf.arg(name="own-text")] = field(default_factory=OwnText)
+    columns: Annotated[OwnText, tyro.conf.arg(name="own-data")] = field(default_factory=OwnText)
     trace: Path | None = None
     output: Path | None = None
     resume: bool = False

@@ -22,21 +22,22 @@ from cee_gym.problem_settings import ProblemSettings
 @command("tune")
 @dataclass(frozen=True)
 class Tune:
-    """Searches an agent's hyper-parameters on a recording, beginning with its preset.
+    """Searches the hyper-parameters of an agent on a recording, beginning with its preset.
 
-    The same command goes on where it was stopped.
+    A search that was stopped goes on when the same command is repeated.
 
     Attributes:
-        id: of the benchmark, or EarlyExit with --trace; MODULE:ID imports a module of yours first.
-        agent: its name.
-        trace: the recording to search on, if not the benchmark's.
-        trials: in all, those done before a stop included.
-        timeout_s: begin no trial after so many seconds.
-        output: for study.db and best.json; by default runs/ID-AGENT-tune.
-        seed: of the search and the agent.
-        set: a hyper-parameter that is not searched; may be given again.
-        problem: what a policy observes, and what its exits are paid.
-        total_timesteps: decisions to learn from; the preset's by default.
+        id: The id of a benchmark, or EarlyExit with --trace. MODULE:ID imports a module of yours
+            first.
+        agent: The name of the agent.
+        trace: The recording to search on. By default it is the benchmark's.
+        trials: The number of trials, including those done before a stop.
+        timeout_s: Begin no new trial after this many seconds.
+        output: The directory for study.db and best.json. By default it is runs/ID-AGENT-tune.
+        seed: The seed of the search and of the agent.
+        set: A hyper-parameter that is not to be searched. The option may be repeated.
+        problem: What a policy observes, and what leaving pays.
+        total_timesteps: The number of decisions to learn from. By default it is the preset's.
     """
 
     id: Id

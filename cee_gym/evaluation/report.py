@@ -69,7 +69,7 @@ def report(
         policy's `own` speed.
 
     Raises:
-        CeeGymError: if the policy does not fit the problems, the speed is not to be had, or nothing
+        CeeGymError: if the policy does not fit the problems, the speed is not available, or nothing
             can be promised.
     """
     if policy.has_every_price and policy.alpha is None:

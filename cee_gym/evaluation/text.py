@@ -40,7 +40,7 @@ def bert_score(generated: Sequence[str], references: Sequence[str], encoder: str
 
     Raises:
         CeeGymError: if torchmetrics is not installed, or there are not as many of both.
-        BackboneError: if the encoder cannot be had.
+        BackboneError: if the encoder is not available.
     """
     _check(generated, references)
     try:

@@ -216,7 +216,7 @@ class MultiExitModel(PreTrainedModel):
             task: recorded in the configuration.
             pair: whether it is to classify pairs of texts; recorded too.
             first_number: the number of the first class in the task's data; recorded too.
-            columns: of text of one's own; recorded too.
+            columns: of your own text; recorded too.
             seed: of the fresh weights.
 
         Raises:

@@ -135,7 +135,7 @@ class MultiExitDecoder(nn.Module):
         """Loads a causal language model, from a directory, the hub or a .gguf file.
 
         Raises:
-            BackboneError: if it cannot be had, or carries no exits.
+            BackboneError: if it is not available, or carries no exits.
         """
         return cls(load_causal_lm(name_or_path), depths, **settings)
 
@@ -381,7 +381,7 @@ def load_causal_lm(name_or_path: str | Path) -> PreTrainedModel:
         name_or_path: a directory, a name on the hub, or a .gguf file.
 
     Raises:
-        BackboneError: if it cannot be had, or is no decoder.
+        BackboneError: if it is not available, or is no decoder.
     """
     place, given = _split_gguf(name_or_path)
     try:

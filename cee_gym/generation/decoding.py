@@ -244,7 +244,7 @@ class EarlyExitDecoding:
         ):
             if (value := getattr(config, name, None)) not in unlike:
                 raise CeeGymError(
-                    f"{name}={value} cannot be had with early exits, which decode greedily or by "
+                    f"{name}={value} is not possible with early exits, which decode greedily or by "
                     "sampling, one token after another: leave it out"
                 )
         if given.get("inputs_embeds") is not None:

@@ -84,7 +84,7 @@ class EarlyExitTextGeneration:
                 `cee_gym.policies.speeds.Speed`.
 
         Raises:
-            CeeGymError: if something is missing or damaged, or the speed is not to be had.
+            CeeGymError: if something is missing or damaged, or the speed is not available.
         """
         directory = locate(name_or_directory, revision)
         weights = weights_in(directory)
@@ -115,7 +115,7 @@ class EarlyExitTextGeneration:
         """The same at another speed.
 
         Raises:
-            CeeGymError: if it is not to be had.
+            CeeGymError: if it is not available.
         """
         policy, measured = self.measured.at(speed, self.policy)
         policy.check_has_a_speed()
@@ -237,7 +237,7 @@ class EarlyExitTextGeneration:
         Args:
             prompt: what is asked.
             take: called with each further piece of text.
-            stopped: asked after each token, whether nobody wants to know the rest.
+            stopped: asked after each token, whether to stop there.
             max_new_tokens: of the answer, at most.
             settings: see `__call__`.
 

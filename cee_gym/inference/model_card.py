@@ -8,10 +8,10 @@ from huggingface_hub import ModelCardData
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.policies.base import ExitPolicy
 
-_POOLERS = {
-    "shared": "a shared tanh pooler",
-    "per_layer": "a tanh pooler each",
-    "scaled": "standardised states",
+_READS = {
+    "shared": "a tanh pooler that all layers share",
+    "per_layer": "a tanh pooler for each layer",
+    "scaled": "the standardised state of the layer",
 }
 _CARD = """---
 {front}
@@ -19,17 +19,17 @@ _CARD = """---
 
 # {name}
 
-A text classifier that stops at the first layer where its exit policy is satisfied, trained with
-cee-gym.
+This text classifier has a classifier after every layer. An exit policy decides at each layer
+whether a text leaves there or runs the next layer. It was trained with cee-gym.
 
 | | |
 |---|---|
 | task | {task} |
 | labels | {labels} |
-| backbone | {backbone}, {layers} layers, {width} wide |
-| exits | one after each layer, {pooler}, of the {pooling} token{s} |
+| model | {backbone} with {layers} layers, {width} wide |
+| exits | one after each layer; each reads {reads}, taken from {pooling} |
 | confidences | {calibrated} |
-| longest text | {max_tokens} tokens |
+| longest text | {max_tokens} tokens; longer texts are cut |
 | exit policy | {policy} |
 
 ## Use
@@ -70,9 +70,12 @@ def model_card(
         tags=["early-exit", *([f"task:{task}"] if task else [])],
     )
     reads = ", ".join(exit_policy.observe)
-    policy = f"{exit_policy.name}, reads {reads}, leaves above {exit_policy.threshold:.4g}"
+    policy = (
+        f"{exit_policy.name}; it reads {reads}, and a text leaves where its score is above "
+        f"{exit_policy.threshold:.4g}"
+    )
     if exit_policy.alpha is not None:
-        policy += f", held at alpha {exit_policy.alpha:.4g}"
+        policy += f"; the price of a layer is {exit_policy.alpha:.4g}"
     return _CARD.format(
         front=front.to_yaml(),
         name=name,
@@ -81,12 +84,11 @@ def model_card(
         backbone=type(model.backbone).__name__,
         layers=model.num_layers,
         width=model.width,
-        pooler=_POOLERS[config.pooler],
-        calibrated="a temperature for each exit, fitted on rows it was not fitted to"
+        reads=_READS[config.pooler],
+        calibrated="calibrated: each exit has a temperature, fitted on rows it was not trained on"
         if config.temperatures
-        else "as trained, not calibrated",
-        pooling="first" if config.pooling == "first" else "mean over all",
-        s="" if config.pooling == "first" else "s",
+        else "not calibrated",
+        pooling="the first token" if config.pooling == "first" else "the mean over all tokens",
         max_tokens=config.max_tokens,
         policy=policy,
         example='{"text": "...", "text_pair": "..."}' if config.pair else '"..."',

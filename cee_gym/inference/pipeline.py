@@ -164,7 +164,7 @@ class EarlyExitPipeline:
         """The same model, which is shared, under its policy at another speed.
 
         Raises:
-            CeeGymError: if the speed is not to be had.
+            CeeGymError: if the speed is not available.
         """
         twin = copy.copy(self)
         policy, twin.measured = self.measured.at(speed, self.policy)

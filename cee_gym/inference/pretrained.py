@@ -42,7 +42,7 @@ class Measured:
         run: it comes from, from which the rest can be measured; None where it is not at hand.
         evaluation: the points (see `cee_gym.evaluation.Point`) of `full_depth` and `early_exit`,
             and their `split` and `rows`; None for a policy that was not measured.
-        speeds: its operating points on calibration; None where nobody measured them.
+        speeds: its operating points on calibration; None where they were not measured.
         points: the policy at operating points that were kept, by name.
     """
 
@@ -55,7 +55,7 @@ class Measured:
         """The policy that this is known about at another speed, and what is known of it there.
 
         Raises:
-            CeeGymError: if the speed is not to be had; see `Speed.choose`.
+            CeeGymError: if the speed is not available; see `Speed.choose`.
         """
         chosen = speed.choose(policy, self.speeds, self.points)
         return chosen, self if chosen is policy else replace(self, evaluation=None)
@@ -82,7 +82,7 @@ def load(
         revision: of the hub's.
 
     Raises:
-        CeeGymError: if something is missing or damaged, or the speed is not to be had.
+        CeeGymError: if something is missing or damaged, or the speed is not available.
     """
     from cee_gym.backbones.encoding import load_tokenizer
     from cee_gym.exits import load_model
@@ -140,7 +140,7 @@ def locate(name_or_directory: str | Path, revision: str | None = None) -> Path:
         raise CeeGymError(f"there is no directory {name_or_directory}") from None
     except (OSError, ValueError) as error:
         raise CeeGymError(
-            f"{name_or_directory} is no directory here, and cannot be had from the hub "
+            f"{name_or_directory} is no directory here, and cannot be fetched from the hub "
             f"({first_line(error)})"
         ) from error
 
@@ -181,7 +181,7 @@ def load_policy(directory: Path, speed: Speed | None = None) -> ExitPolicy:
     """A policy at a speed; see `find_policy`.
 
     Raises:
-        CeeGymError: if there is none, or the speed is not to be had.
+        CeeGymError: if there is none, or the speed is not available.
     """
     policy, measured = find_policy(directory)
     return measured.at(speed or Speed(), policy)[0]

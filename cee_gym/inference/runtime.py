@@ -274,7 +274,8 @@ def lengths_of(mask: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     Raises:
         CeeGymError: if one has none, or there is padding before or between its tokens.
     """
-    if len(mask) == 1 and mask.size and 0 not in mask[0].tolist():  # for one text, numpy is felt
+    # For one text numpy's overhead shows.
+    if len(mask) == 1 and mask.size and 0 not in mask[0].tolist():
         return np.array([mask.shape[1]])
     if mask.size and mask.all():
         return np.full(mask.shape[0], mask.shape[1])

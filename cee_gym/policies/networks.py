@@ -77,7 +77,7 @@ class PerLayerPolicy(nn.Module):
     ) -> Callable[[torch.Tensor, int], torch.Tensor]:
         """How far the logit of leaving is over that of a threshold, for states of one layer.
 
-        Next to a layer of a small model that runs for one text, every single operation is felt. So
+        For one text a layer of a small model is so fast that every single operation shows. So
         the scaling of the states, what the rule adds to all alike, and the threshold are folded
         into the weights.
 

@@ -237,7 +237,7 @@ class PCEE(Rule):
     has_memory = True
 
     def to_try(self, num_layers: int) -> list[Self]:
-        """Every patience that can be had before the last layer."""
+        """Every patience that fits before the last layer."""
         return [replace(self, patience=patience) for patience in range(1, max(2, num_layers))]
 
     @property

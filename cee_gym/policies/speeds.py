@@ -191,7 +191,7 @@ class Speed:
             kept: the policy at the points that were kept, by name.
 
         Raises:
-            CeeGymError: if the speed is not to be had; says which are.
+            CeeGymError: if the speed is not available; says which are.
         """
         if self.at is not None:
             known = dict(kept or {})

@@ -6,7 +6,7 @@ from cee_gym.errors import CeeGymError, check_number
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at this address that nobody can connect to yet.
+    """A socket at this address that does not accept connections yet.
 
     Args:
         host: a name or an address.

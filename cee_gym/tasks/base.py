@@ -96,7 +96,7 @@ class Task:
         """The task that `to_json` wrote down.
 
         Raises:
-            CeeGymError: if it is of a registry and not to be had.
+            CeeGymError: if it is of a registry and not available.
         """
         if isinstance(written, str):
             return get_task(written)

@@ -43,7 +43,7 @@ def load_splits(task: Task, data: str | None = None) -> dict[str, "Dataset"]:
         task: whose text.
         data: a directory with files named `train`, `dev` (or `validation`) and optionally `test`
             (tsv, csv, json, jsonl or parquet), or the name of a hub dataset; None takes the task's
-            own source. For text of one's own it may be a single file too, which is shared out into
+            own source. For your own text it may be a single file too, which is shared out into
             train and dev by class, the same way every time; a `row_id` counts the file's rows.
 
     Raises:

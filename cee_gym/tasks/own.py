@@ -1,4 +1,4 @@
-"""Text of one's own, of which only the columns are said: its classes are those it is labelled with.
+"""Your own text, of which only the columns are said: its classes are those it is labelled with.
 
 `own_task` reads the classes from train and makes an ordinary `Task`. `Task.to_json` writes it down
 with what is recorded of it, so that nobody need say the columns again.
@@ -13,7 +13,7 @@ from cee_gym.tasks.loading import read_splits
 
 
 def own_task(data: str, text: str, label: str, pair: str | None = None) -> Task:
-    """The task of text of one's own.
+    """The task of your own text.
 
     Args:
         data: a directory, a single file or the name of a hub dataset; see `load_splits`.

@@ -45,7 +45,7 @@ class PromptedTask:
     Attributes:
         name: short and lower-case; the key of the registry.
         prompt: what is asked in a row of the data.
-        answer: the column with the answer.
+        answer: the column with the answer; or several names of it, of which a row has one.
         template: what is put around the prompt for a model without a chat template; `{prompt}` is
             the prompt.
         chat: whether a tokenizer's own chat template is used in place of it, where there is one.
@@ -56,7 +56,7 @@ class PromptedTask:
 
     name: str
     prompt: Callable[[Row], str]
-    answer: str
+    answer: str | tuple[str, ...]
     template: str = "{prompt}"
     chat: bool = True
     ends: bool = True
@@ -136,7 +136,7 @@ def _from_hub(task: PromptedTask, data: str | None) -> dict[str, list[Example]]:
         found = load_dataset(name, config)
     except Exception as error:  # the hub and its files bring about errors of any kind
         raise DataError(
-            f"dataset {name} cannot be had ({first_line(error)}): give --data DIR_OR_FILE"
+            f"dataset {name} is not available ({first_line(error)}): give --data DIR_OR_FILE"
         ) from error
     dev = next((split for split in ("validation", "dev", "test") if split in found), None)
     train = _examples(task, "train", list(found["train"]), name)
@@ -170,9 +170,11 @@ def _read(file: Path) -> list[Row]:
 
 def _examples(task: PromptedTask, split: str, rows: list[Row], where: str) -> list[Example]:
     found = []
+    names = (task.answer,) if isinstance(task.answer, str) else task.answer
     for number, row in enumerate(rows):
         try:
-            prompt, answer = task.prompt(row), row[task.answer]
+            prompt = task.prompt(row)
+            answer = row[next((name for name in names if name in row), " or ".join(names))]
         except (KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{where}, row {number}: task {task.name} finds no {first_line(error)}"
@@ -221,7 +223,13 @@ for _task in (
         template=_ALPACA,
         hub=("tatsu-lab/alpaca", None),
     ),
-    PromptedTask("dolly", prompt=_instruction, answer="output", template=_ALPACA),
+    PromptedTask(
+        "dolly",
+        prompt=_instruction,
+        answer=("response", "output"),  # the second is that of copies in the manner of Alpaca
+        template=_ALPACA,
+        hub=("databricks/databricks-dolly-15k", None),
+    ),
     PromptedTask(
         "cnn-dailymail",
         prompt=lambda row: f"Summarize this article.\n\n{row['article']}",

@@ -76,7 +76,7 @@ def recorded_task(trace: Trace) -> Task:
         trace: one of its splits.
 
     Raises:
-        CeeGymError: if it is not to be had, or is written down in a `recording.json` that is
+        CeeGymError: if it is not available, or is written down in a `recording.json` that is
             missing or damaged.
     """
     if trace.header.task != OWN:

@@ -14,18 +14,17 @@ Recipe = Literal["probe", "finetune", "paper"]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast.
-
-    AdamW with linear decay.
+    """How long and how fast to train.
 
     Attributes:
-        epochs: passes over the rows.
-        batch_size: rows an update.
-        learning_rate: at the start; decays linearly to 0.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-        warmup_ratio: share of the updates in which the rate rises to its height; by default 0.1
-            where exits begin as probes, else 0, as in the paper's scripts.
+        epochs: The number of passes over the rows.
+        batch_size: The number of rows in one update.
+        learning_rate: The learning rate at the start. It decays linearly to 0.
+        weight_decay: The weight decay of AdamW.
+        max_grad_norm: Gradients are clipped to this norm.
+        warmup_ratio: The share of the updates in which the learning rate rises to its full value.
+            By default it is 0.1 where the exits begin as probes, and 0 otherwise, as in the paper's
+            scripts.
     """
 
     epochs: int = 5
@@ -74,35 +73,40 @@ def refuse_changed(config: Any, names: Iterable[str], why: str) -> None:
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """How a backbone is warmed up and recorded.
+    """How the exits are trained and recorded.
 
     Attributes:
-        recipe: how exits are made. `probe`: the backbone stays as it is, and each exit is a
-            logistic regression on one layer's standardised states. `finetune`: all is trained on
-            from there. `paper`: all is trained from fresh heads behind one shared pooler, and the
-            logits are not calibrated. By default `probe` and `finetune` are both made, and kept is
-            the one whose calibrated exits have the lower mean cross-entropy on text their backbone
-            was not fitted to. A backbone that has exits keeps them.
-        policy_data: which data the policy sees: `held_out`, `cross_fit` or `fitted`; see
-            `cee_gym.training.partition`.
-        held_out: share of train the policy learns on, with `held_out`.
-        calibration: share of train that thresholds are chosen on.
-        folds: number of backbones, with `cross_fit`.
-        pooler: of recipe `paper`, `shared` by all layers, the default, or `per_layer`. Those of
-            the others are `scaled`: each layer's states, standardised. A backbone that has exits
-            keeps its own pooler, pooling and max_tokens.
-        pooling: the state is of the `first` token, as in the paper, or the `mean` over tokens. By
-            default whichever serves the probes better, judged by cross-validation; `first` in
-            recipe `paper`.
-        max_tokens: longer texts are cut; by default 128.
-        states: how recorded states are stored.
-        precision: of training: float32 (`no`) or `bf16`. Recording always runs in float32.
-        seed: of partition, weights, batches and dropout.
-        objective: of the warm-up. `alternating`: the last exit at odd steps, the sum of all at even
-            ones (BERxiT), the default. `weighted_joint`: `sum_l l*CE_l / sum_l l`, the default of
-            recipe `paper`. `two_stage`: first backbone and last exit, then, with these frozen, the
-            others (DeeBERT, with pooler `per_layer`). A backbone that has exits is not warmed up.
-        warm_up: of the training before there is a policy; of each stage where there are two.
+        recipe: How the exits are made. `probe`: The model stays as it is, and each exit is a
+            logistic regression on the standardised states of one layer. `finetune`: Everything is
+            trained from there. `paper`: Everything is trained from fresh heads behind one shared
+            pooler, and the exits are not calibrated. By default both `probe` and `finetune` are
+            made, and the one with the lower mean cross-entropy of its calibrated exits is kept,
+            measured on rows that its model was not fitted to. A model that has exits already keeps
+            them.
+        policy_data: Which rows the policy learns on. `cross_fit`: all rows, each recorded by a
+            model that was not fitted to it. `held_out`: a part of train that no model is fitted to.
+            `fitted`: the rows that the model is fitted to, as in the paper.
+        held_out: The share of train that the policy learns on, with `held_out`.
+        calibration: The share of train that thresholds are chosen on.
+        folds: The number of models, with `cross_fit`.
+        pooler: With recipe `paper`, whether all layers share one pooler (`shared`, the default) or
+            each has its own (`per_layer`). The other recipes standardise each layer's states
+            instead. A model that has exits already keeps its pooler, pooling and longest text.
+        pooling: Whether the state of a layer is that of the `first` token, as in the paper, or the
+            `mean` over all tokens. By default cross-validation chooses what serves the probes
+            better; recipe `paper` takes `first`.
+        max_tokens: The longest text, in tokens; longer ones are cut. The default is 128.
+        states: How recorded states are stored.
+        precision: The precision of training: float32 (`no`) or `bf16`. Recording always runs in
+            float32.
+        seed: The seed of the split into parts, the weights, the batches and dropout.
+        objective: The loss of the training before there is a policy. `alternating`: the last exit
+            at odd steps, the sum of all exits at even steps (BERxiT); this is the default.
+            `weighted_joint`: `sum_l l*CE_l / sum_l l`; this is the default of recipe `paper`.
+            `two_stage`: first the model with its last exit, then the other exits while the rest is
+            frozen (DeeBERT, with pooler `per_layer`). A model that has exits already is not
+            trained.
+        warm_up: The training before there is a policy; with two stages, each of them.
     """
 
     recipe: Recipe | None = None
@@ -152,18 +156,20 @@ class RecordConfig:
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """How exits of a decoder are made; for generation only.
+    """How the exits of a decoder are made. These options are for generation only.
 
     Attributes:
-        exits: the layers with an exit, the last among them; about eight, evenly spaced, by default.
-        adapter_rank: of the adapter before the norm and LM head of each exit; 0 for none.
-        adapters: of their training.
-        loss: what exits learn: to say what the last layer says (`kl`), or the text (the paper's
-            `cross_entropy`).
-        lora_rank: of the LoRA that a backbone phase trains; 0 trains all weights.
-        target: when an exit is right: where it says what the full model says (`full_depth`), or
-            what the text says (`gold`).
-        rows: use at most so many texts of train, and a quarter as many of dev.
+        exits: The layers with an exit. The last layer has to be among them. By default there are
+            about eight, evenly spaced.
+        adapter_rank: The rank of the adapter before the norm and the LM head of each exit; 0 for no
+            adapter.
+        adapters: The training of the adapters.
+        loss: What the exits learn: to say what the last layer says (`kl`), or what the text says
+            (`cross_entropy`, as in the paper).
+        lora_rank: The rank of the LoRA that a backbone phase trains; 0 trains all weights.
+        target: When an exit counts as right: where it says what the full model says (`full_depth`),
+            or what the text says (`gold`).
+        rows: Use at most this many texts of train, and a quarter as many of dev.
     """
 
     exits: tuple[int, ...] | None = None
@@ -189,13 +195,14 @@ class AlternationConfig:
     """The rounds after the first policy phase.
 
     Attributes:
-        rounds: how often backbone and policy are trained again; 0 trains a policy only.
-        backbone_phase: how long and how fast it trains.
-        backbone_loss: cross-entropy at the exit the policy draws (`sampled`), or in expectation
-            (`expected`).
-        memorized_layer: computed `once`, from the first recording, or in `each_round`.
-        phases: policy and backbone `in_turn`, or `together` in one phase, followed by a policy
-            phase.
+        rounds: How many times model and policy are trained again. 0 trains the policy only.
+        backbone_phase: The training of the model in each round.
+        backbone_loss: The loss of the model: the cross-entropy at the exit that the policy draws
+            (`sampled`), or its expectation over the exits (`expected`).
+        memorized_layer: Whether memorized layers are computed `once`, from the first recording, or
+            in `each_round`.
+        phases: Whether policy and model are trained `in_turn`, or `together` in one phase, which a
+            policy phase follows.
     """
 
     rounds: int = 0

@@ -59,7 +59,7 @@ def test_one_prompt_in_colours(run: Path, capsys: pytest.CaptureFixture[str]) ->
         (["generate", "RUN", "--input", "none.jsonl"], "no such file"),
         (["generate", "RUN", "--full-depth", "--threshold", "0.5"], "--full-depth"),
         (["generate", "RUN", "--prompt", "a", "--batch-size", "0"], "--batch-size"),
-        (["generate", "nowhere/at-all", "--prompt", "a"], "cannot be had"),
+        (["generate", "nowhere/at-all", "--prompt", "a"], "cannot be fetched"),
         (["predict", "RUN", "--input", "x.txt"], ""),
         (["train", ID, "--recipe", "probe", "--rounds", "1"], "classification"),
         (["train", ID, "--rounds", "1", "--exits", "1", "2"], "exits"),

@@ -1,4 +1,4 @@
-"""Text of one's own by its columns: what all commands make of it, and what is refused."""
+"""Your own text by its columns: what all commands make of it, and what is refused."""
 
 import csv
 import json

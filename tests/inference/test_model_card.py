@@ -22,8 +22,9 @@ def test_it_says_what_the_pipeline_is(pipeline) -> None:
     assert "library_name: cee-gym\npipeline_tag: text-classification\n" in card
     assert 'EarlyExitPipeline.from_pretrained("me/tiny")' in card
     assert "| labels | bad, good |" in card
-    assert "BertModel, 3 layers, 16 wide" in card
-    assert "| exit policy | confidence, reads confidence, leaves above 0.75 |" in card
+    assert "BertModel with 3 layers, 16 wide" in card
+    said = "confidence; it reads confidence, and a text leaves where its score is above 0.75"
+    assert f"| exit policy | {said} |" in card
     assert 'pipeline("...")' in card
     assert "Not measured." in card
 
@@ -39,7 +40,7 @@ def test_that_of_a_run_says_what_the_pipeline_does_on_dev(run, tmp_path) -> None
     pipeline.save_pretrained(tmp_path / "saved", name="me/tiny")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert 'EarlyExitPipeline.from_pretrained("me/tiny")' in card
-    assert f"held at alpha {pipeline.policy.alpha:.4g}" in card
+    assert f"the price of a layer is {pipeline.policy.alpha:.4g}" in card
     assert "On 60 texts of the dev split." in card
     assert str(tmp_path) not in card
 

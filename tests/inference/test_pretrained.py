@@ -219,7 +219,9 @@ def test_what_is_no_pipeline_is_refused_in_one_line(pipeline, tmp_path) -> None:
     assert "is of type bert and has no exits" in refused()
     (saved / "round-0").mkdir()
     assert f"{saved}/config.json is damaged" in refused()
-    with pytest.raises(CeeGymError, match="is no directory here, and cannot be had from the hub"):
+    with pytest.raises(
+        CeeGymError, match="is no directory here, and cannot be fetched from the hub"
+    ):
         load(Path("nobody/nothing"))
 
 

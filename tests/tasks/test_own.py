@@ -1,4 +1,4 @@
-"""Text of one's own: its classes are read, it is written down, and one file is shared out."""
+"""Your own text: its classes are read, it is written down, and one file is shared out."""
 
 import json
 from collections import Counter
