@@ -49,6 +49,7 @@ class EarlyExitEnv(EpisodeEnv):
     last observation is the state that was left.
 
     ## Arguments
+
     Args:
         recording: the id of a benchmark; an id that `gymnasium.make` knows brings it along.
         trace: instead, the path of a recording or of a single trace, or an open `Trace`, which is

@@ -306,6 +306,28 @@ def test_the_examples_with_a_model_run_one_after_another(there) -> None:
     run_pages([page], there)
 
 
+def test_the_commands_of_the_notebooks_run(there) -> None:
+    lines = [
+        line
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for line in re.findall(r"^ {4}(cee-gym .*)$", cell.source, re.MULTILINE)
+    ]
+    assert lines
+    (there / "page.md").write_text("```sh\n" + "\n".join(lines) + "\n```\n")
+    run_pages([there / "page.md"], there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["demo", "demo-generation"])
+def test_a_demo_runs_as_the_makefile_has_it(target, there) -> None:
+    recipe = (ROOT / "Makefile").read_text().split(f"\n{target}: .venv/installed\n")[1]
+    lines = recipe.split("\n\n")[0].replace("\t$(BIN)/", "")
+    (there / "page.md").write_text(f"```sh\n{lines}\n```\n")
+    run_pages([there / "page.md"], there)
+
+
 def test_the_quickstart_notebook_runs() -> None:
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs"
