@@ -12,6 +12,7 @@ import tyro
 
 from cee_gym import interrupt
 from cee_gym.cli.build import Build
+from cee_gym.cli.compare import Compare
 from cee_gym.cli.evaluate import Evaluate
 from cee_gym.cli.export import Export
 from cee_gym.cli.generate import Generate
@@ -33,6 +34,7 @@ COMMANDS: tuple[type[Any], ...] = (
     Train,
     Tune,
     Evaluate,
+    Compare,
     Profile,
     Predict,
     Generate,
