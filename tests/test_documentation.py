@@ -34,7 +34,7 @@ GUIDE = [
         DOCS / "guide" / f"{name}.md"
         for name in (
             *("concepts", "environment", "train", "your-own-data", "choose-a-speed"),
-            *("guarantee", "deploy", "serve", "measure", "generation"),
+            *("guarantee", "deploy", "serve", "measure", "study", "generation"),
         )
     ),
 ]
@@ -55,8 +55,10 @@ for kind, what in {steps!r}:
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The `python` and `sh` blocks of a page, in order; others are not to be run."""
-    return re.findall(r"^```(python|sh)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    """The blocks of a page that are to be run, or read as a file named like the page."""
+    return re.findall(
+        r"^```(python|sh|toml)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
 
 
 def commands(page: Path) -> list[str]:
@@ -112,6 +114,9 @@ def run_pages(pages: list[Path], cwd: Path) -> None:
     with contextlib.ExitStack() as services:
         for page in pages:
             for kind, text in blocks(page):
+                if kind == "toml":
+                    (cwd / f"{page.stem}.toml").write_text(text)
+                    continue
                 if kind == "python":
                     waiting.append((kind, text))
                     continue

@@ -20,6 +20,7 @@ from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
 from cee_gym.cli.serve import Serve
+from cee_gym.cli.study import Study
 from cee_gym.cli.suitability import Suitability
 from cee_gym.cli.train import Train
 from cee_gym.cli.tune import Tune
@@ -33,6 +34,7 @@ COMMANDS: tuple[type[Any], ...] = (
     Build,
     Train,
     Tune,
+    Study,
     Evaluate,
     Compare,
     Profile,
@@ -67,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
         kept = "nothing is kept"
         if isinstance(command, Predict) and not command.to_file:
             kept = "it can only go on with a file: give --output"
-        elif isinstance(command, Build | Train | Tune | Predict) or (
+        elif isinstance(command, Build | Train | Tune | Study | Predict) or (
             isinstance(command, Suitability) and command.output is not None
         ):
             kept = f"what is done is kept. To go on: cee-gym {shlex.join(words)}"

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from cee_gym.cli.arguments import (
     token_benchmark,
 )
 from cee_gym.cli.options import command
-from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.training.config import RecordConfig, TokenConfig, refuse_changed
 
@@ -78,8 +77,7 @@ class Build:
             recorded_splits,
             shipped_backbone,
         )
-        from cee_gym.training import token_phases
-        from cee_gym.training.phases import record, warm_up
+        from cee_gym.training.build import build
         from cee_gym.training.setup import Setup
         from cee_gym.training.token_setup import TokenSetup
 
@@ -116,29 +114,13 @@ class Build:
             setup = TokenSetup.load(task, str(backbone), self.data, self.record, self.tokens)
         else:
             setup = Setup.load(task, str(backbone), self.data, self.record)
-        work = target.with_name(f"{target.name}.build")
-        check_same(
-            work / "config.json",
-            json.loads(json.dumps(asdict(self.record)))
-            | ({} if of_tokens is None else {"tokens": json.loads(json.dumps(asdict(self.tokens)))})
-            | {"backbone": str(backbone), "id": id, "text": setup.text_fingerprint}
-            | ({} if self.under is None else {"under": str(self.under)})
-            | ({"task": task.to_json()} if id == OWN_ID else {}),
-        )
+        further: dict[str, Any] = {"id": id}
+        if self.under is not None:
+            further |= {"under": str(self.under)}
+        if id == OWN_ID:
+            further |= {"task": task.to_json()}
         print(f"recording {id} into {target}", file=sys.stderr)
-        if not (work / "recording" / "models").exists():
-            if isinstance(setup, TokenSetup):
-                token_phases.warm_up(setup, work / "models")
-                policy = None if self.under is None else load_policy(self.under)
-                token_phases.record(setup, work / "models", work / "recording", policy)
-            else:
-                warm_up(setup, work / "models")
-                record(setup, work / "models", work / "recording")
-            (work / "models").rename(work / "recording" / "models")
-        (work / "recording").rename(target)
-        for leftover in work.iterdir():
-            leftover.unlink()
-        work.rmdir()
+        build(setup, target, further, None if self.under is None else load_policy(self.under))
         if id == OWN_ID or self.output is not None or find_recording(id).absolute() != target:
             given = f"'{self.id}', trace='{self.output or target}'"
         else:
@@ -148,20 +130,3 @@ class Build:
         else:
             print(agreement_table(open_split(target, "calibration")))
         print(f"recorded. To open it: gym.make({given})")
-
-
-def check_same(file: Path, settings: dict[str, Any]) -> None:
-    """Refuses to go on with a build that was begun with other settings."""
-    if file.exists():
-        try:
-            before = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise CeeGymError(f"{file} cannot be read ({error}): remove {file.parent}") from None
-        if before != settings:
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            raise CeeGymError(
-                f"{file.parent} holds a build begun with another {', '.join(changed)}: repeat its "
-                f"settings ({file.name}), or remove it"
-            )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_document(file, settings)

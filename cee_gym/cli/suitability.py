@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cee_gym.cli.arguments import OWN_ID, OwnText, benchmark, check_there, task_named
-from cee_gym.cli.build import check_same
 from cee_gym.cli.options import command
 from cee_gym.documents import write_document
 from cee_gym.errors import CeeGymError
@@ -101,6 +100,8 @@ class Suitability:
 
         config = RecordConfig(recipe="probe", seed=self.seed)
         setup = Setup.load(task, backbone, self.data, config)
+        from cee_gym.training.build import check_same
+
         check_same(
             directory / "config.json",
             json.loads(json.dumps(asdict(config)))

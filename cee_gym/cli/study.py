@@ -1,0 +1,52 @@
+"""`cee-gym study`: tasks x agents x rewards x trainings x seeds, in one table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cee_gym.cli.options import command
+
+
+@command("study")
+@dataclass(frozen=True)
+class Study:
+    """Compares agents over tasks, rewards, trainings and seeds, as one file says.
+
+    Every combination is a cell. A study that was stopped goes on when the same command is repeated,
+    and no cell is done twice. Several processes may work on one study: start the same command as
+    often as you like.
+
+    The table always has full depth, every fixed exit, the attainable bound and hindsight. For a
+    task with a backbone it also has the model cut at a layer and trained as such, and the frozen
+    probe with the confidence rule.
+
+    Attributes:
+        config: The TOML file that says what is compared. The docstring of cee_gym.studies.config,
+            and the guide, show one.
+        output: The folder of the study. By default it is studies/NAME, after the file.
+        estimate: Only say how many cells there are and about how much CPU time they take.
+    """
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    output: Path | None = None
+    estimate: bool = False
+
+    def run(self) -> None:
+        """Does what is not done yet, and prints the summary."""
+        from cee_gym.studies.config import StudyConfig
+
+        config = StudyConfig.read(self.config)
+        output = self.output or Path("studies") / self.config.stem
+        from cee_gym.progress import say
+        from cee_gym.studies.estimate import estimate
+        from cee_gym.studies.report import summary_table
+        from cee_gym.studies.study import SUMMARY, TABLE, run_study, summary
+
+        say(estimate(config, output))
+        if self.estimate:
+            return
+        table = run_study(config, output)
+        print(summary_table(summary(table)))
+        print(f"\n{output / TABLE}: {len(table)} rows; {output / SUMMARY}")

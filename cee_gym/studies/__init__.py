@@ -1,0 +1,1 @@
+"""Studies: tasks, agents, rewards, trainings and seeds from one file, in one table."""

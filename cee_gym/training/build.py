@@ -1,0 +1,73 @@
+"""A recording from a backbone and text, which goes on where it was stopped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cee_gym.documents import write_document
+from cee_gym.errors import CeeGymError
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.training import token_phases
+from cee_gym.training.phases import record, warm_up
+from cee_gym.training.setup import Setup
+from cee_gym.training.token_setup import TokenSetup
+
+
+def build(
+    setup: Setup | TokenSetup,
+    target: Path,
+    further: Mapping[str, Any],
+    policy: ExitPolicy | None = None,
+) -> None:
+    """Puts exits on the backbone, trains and records them, with the models beside the recording.
+
+    What is not finished is kept in `TARGET.build`.
+
+    Args:
+        setup: text and backbone.
+        target: the directory of the recording, which does not exist yet.
+        further: what else decides the outcome; with other settings an unfinished build is refused.
+        policy: of tokens, under whose exits they are recorded.
+
+    Raises:
+        CeeGymError: if an unfinished build was begun with other settings.
+    """
+    work = target.with_name(f"{target.name}.build")
+    settings = json.loads(json.dumps(asdict(setup.config)))
+    if isinstance(setup, TokenSetup):
+        settings["tokens"] = json.loads(json.dumps(asdict(setup.tokens)))
+    check_same(
+        work / "config.json",
+        settings | {"backbone": setup.backbone, "text": setup.text_fingerprint} | dict(further),
+    )
+    if not (work / "recording" / "models").exists():
+        if isinstance(setup, TokenSetup):
+            token_phases.warm_up(setup, work / "models")
+            token_phases.record(setup, work / "models", work / "recording", policy)
+        else:
+            warm_up(setup, work / "models")
+            record(setup, work / "models", work / "recording")
+        (work / "models").rename(work / "recording" / "models")
+    (work / "recording").rename(target)
+    for leftover in work.iterdir():
+        leftover.unlink()
+    work.rmdir()
+
+
+def check_same(file: Path, settings: dict[str, Any]) -> None:
+    """Refuses to go on with a build that was begun with other settings."""
+    if file.exists():
+        try:
+            before = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CeeGymError(f"{file} cannot be read ({error}): remove {file.parent}") from None
+        if before != settings:
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            raise CeeGymError(
+                f"{file.parent} holds a build begun with another {', '.join(changed)}: repeat its "
+                f"settings ({file.name}), or remove it"
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_document(file, settings)
