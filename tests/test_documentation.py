@@ -115,6 +115,7 @@ def run_pages(pages: list[Path], cwd: Path) -> None:
         for page in pages:
             for kind, text in blocks(page):
                 if kind == "toml":
+                    flush()
                     (cwd / f"{page.stem}.toml").write_text(text)
                     continue
                 if kind == "python":
