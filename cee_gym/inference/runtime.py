@@ -7,6 +7,7 @@ becomes of a text therefore does not depend on the others in its batch, up to th
 that are added up in another order.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from array_api_compat import torch as xp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cee_gym.backbones.layers import LayerCall
 from cee_gym.backbones.rows import narrow
@@ -154,6 +156,17 @@ class EarlyExitRuntime:
 
     def run_until_some_leave(self, batch: "Batch") -> "Left":
         """Runs a batch on, and takes out of it what leaves; to be called in inference mode."""
+        with self._attention():
+            return self._run_until_some_leave(batch)
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Keeps cuDNN's attention away: it makes a plan for every new number of rows, in 100 ms."""
+        if self._device.type != "cuda":
+            return nullcontext()
+        kinds = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+        return sdpa_kernel(list(kinds))
+
+    def _run_until_some_leave(self, batch: "Batch") -> "Left":
         num_layers, calls = self.model.num_layers, batch.calls
         for layer in range(batch.layer + 1, num_layers + 1):
             batch.hidden = calls[layer - 1](batch.hidden)
