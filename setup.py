@@ -10,6 +10,7 @@ EXTRAS = {
     "generation": ["gguf>=0.10", "peft>=0.17", "rouge-score", "torchmetrics>=1.4"],
     "lm-eval": ["lm-eval>=0.4.9"],
     "zoo": ["rl_zoo3>=2.9,<3"],
+    "report": ["altair>=6", "vl-convert-python>=1.8"],
     "docs": [
         "latex2mathml",
         "mkdocs>=1.6,<2",
@@ -53,6 +54,7 @@ setup(
         "cee_gym.inference",
         "cee_gym.onnx",
         "cee_gym.policies",
+        "cee_gym.reporting",
         "cee_gym.serving",
         "cee_gym.studies",
         "cee_gym.tasks",

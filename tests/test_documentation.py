@@ -34,7 +34,7 @@ GUIDE = [
         DOCS / "guide" / f"{name}.md"
         for name in (
             *("concepts", "environment", "train", "your-own-data", "choose-a-speed"),
-            *("guarantee", "deploy", "serve", "measure", "study", "generation"),
+            *("guarantee", "deploy", "serve", "measure", "study", "report", "generation"),
         )
     ),
 ]

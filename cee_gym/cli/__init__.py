@@ -19,6 +19,7 @@ from cee_gym.cli.generate import Generate
 from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
+from cee_gym.cli.report import Report
 from cee_gym.cli.serve import Serve
 from cee_gym.cli.study import Study
 from cee_gym.cli.suitability import Suitability
@@ -37,6 +38,7 @@ COMMANDS: tuple[type[Any], ...] = (
     Study,
     Evaluate,
     Compare,
+    Report,
     Profile,
     Predict,
     Generate,
