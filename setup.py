@@ -22,6 +22,7 @@ EXTRAS = {
         "httpx2",
         "hypothesis",
         "ipykernel",
+        "moviepy",
         "mypy",
         "nbclient",
         "nbformat",

@@ -6,7 +6,8 @@ leaving it come from; everything else is here.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,9 @@ from cee_gym.envs.draws import alpha_block, instance_block
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.observation import Layout, allowed_alpha, space_of
 from cee_gym.reward import MOST_ALPHA, Reward
+
+if TYPE_CHECKING:
+    from cee_gym.policies.base import ExitPolicy
 
 CONTINUE = 0
 EXIT = 1
@@ -46,7 +50,7 @@ class EpisodeEnv(gym.Env[Observation, int]):
         alpha: the lowest and highest price of one layer.
         reward_space: of vector rewards; None where rewards are numbers.
         deterministic: False where prices were measured.
-        render_mode: `"ansi"`, `"rgb_array"` or None.
+        render_mode: `"ansi"`, `"rgb_array"`, `"human"` or None; see `cee_gym.envs.render`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -86,6 +90,21 @@ class EpisodeEnv(gym.Env[Observation, int]):
         self._allowed_alpha = allowed_alpha(layout, alpha)
         self._instances: list[int] = []
         self._alphas: list[float] = []
+        self._watched: ExitPolicy | None = None
+        self._path: list[Observation] = []
+
+    def watch(self, policy: "ExitPolicy | None") -> None:
+        """Has pictures show the score of a policy at each layer from the next episode on.
+
+        Args:
+            policy: None to show none.
+
+        Raises:
+            CeeGymError: if the policy reads other observations than the environment gives.
+        """
+        if policy is not None:
+            policy.check_fits(self.layout, policy.model)
+        self._watched, self._path = policy, []
 
     @abstractmethod
     def _enter_layer(self) -> None:
@@ -134,7 +153,11 @@ class EpisodeEnv(gym.Env[Observation, int]):
         self.layer = 1
         self._ended = False
         self._enter_layer()
-        return self._observation(), {"instance": self.instance, "alpha": self.alpha}
+        observation = self._observation()
+        if self._watched is not None:
+            self._path = [observation]
+        self._show()
+        return observation, {"instance": self.instance, "alpha": self.alpha}
 
     def _draw_instance(self) -> int:
         if not self._instances:
@@ -171,8 +194,13 @@ class EpisodeEnv(gym.Env[Observation, int]):
             self.layer += 1
             self._enter_layer()
             nothing = np.zeros(2, dtype=np.float32) if self._vector_reward else 0.0
-            return self._observation(), nothing, False, False, {}
+            observation = self._observation()
+            if self._path:
+                self._path.append(observation)
+            self._show()
+            return observation, nothing, False, False, {}
         self._ended = True
+        self._show()
         outcome = self._outcome()
         reward: Any
         if self._vector_reward:
@@ -195,13 +223,31 @@ class EpisodeEnv(gym.Env[Observation, int]):
         return info
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
-        """Shows the layers run so far, as text or as an RGB array; see `cee_gym.envs.render`."""
+        """The layers run so far, as text or as an RGB array; see `cee_gym.envs.render`.
+
+        In mode `human` it gives nothing: `reset` and `step` show each state.
+        """
         if self.layer == 0:
             raise ResetNeeded("no episode is under way: call reset() before render()")
         if self.render_mode is None:
             gym.logger.warn("render() does nothing: make the environment with a render_mode")
             return None
-        return render.frame(self.render_mode, self._readings(), self.num_layers, self._ended)
+        if self.render_mode == "human":
+            return None
+        return self._frame(self.render_mode)
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            picture = self._frame("rgb_array")
+            assert not isinstance(picture, str)
+            render.show(picture, 1 / render.FPS)
+
+    def _frame(self, mode: str) -> str | npt.NDArray[np.uint8]:
+        readings = self._readings()
+        if self._watched is not None and self._path:
+            scores = self._watched.scores(np.stack(self._path)[None])[0]
+            readings = replace(readings, scores=scores, threshold=self._watched.threshold)
+        return render.frame(mode, readings, self.num_layers, self._ended)
 
 
 def vector_reward_space(reward: Reward, price: npt.NDArray[np.float32]) -> Box:

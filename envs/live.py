@@ -179,7 +179,11 @@ class LiveEarlyExitEnv(EpisodeEnv):
     def _readings(self) -> Readings:
         read = self._read()
         return Readings(
-            confidence=read.confidence[0], prediction=read.prediction[0], label=self._label
+            confidence=read.confidence[0],
+            prediction=read.prediction[0],
+            label=self._label,
+            names=self.model.labels,
+            text=self.data[self.instance]["text"],
         )
 
 

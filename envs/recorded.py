@@ -62,8 +62,10 @@ class EarlyExitEnv(EpisodeEnv):
             otherwise.
         observe: the parts of an observation.
         vector_reward: give quality and price apart, and leave the weighing to the learner.
-        render_mode: `"ansi"`, a text, or `"rgb_array"`, a picture: the confidence of each layer,
-            green where it is right, red where it is wrong, and a mark at the exit.
+        render_mode: `"ansi"`, a text, `"rgb_array"`, a picture, or `"human"`, a window. It shows
+            the stack of layers, what each exit says and how sure it is, green where it is right and
+            red where it is wrong, what full depth says, and the text where it is built in. `watch`
+            shows a policy's scores too.
 
     Raises:
         CeeGymError: if there is no such recording or split, or an argument does not fit.
@@ -155,9 +157,16 @@ class EarlyExitEnv(EpisodeEnv):
 
 
 def readings(problem: Problem, instance: int, layer: int) -> Readings:
-    """What the classifiers of layers 1 to `layer` say about an instance."""
+    """What the exits of layers 1 to `layer` say about an instance, and what the last one says."""
+    from cee_gym.tasks.texts import built_in_texts  # it takes a second, and nobody else wants it
+
+    trace = problem.trace
+    texts = built_in_texts(trace.header.task) or {}
     return Readings(
-        confidence=problem.trace.confidence[instance, :layer],
+        confidence=trace.confidence[instance, :layer],
         prediction=problem.prediction[instance, :layer],
-        label=int(problem.trace.labels[instance]),
+        label=int(trace.labels[instance]),
+        names=trace.header.labels,
+        text=texts.get(str(trace.row_ids[instance])),
+        full_depth=int(problem.prediction[instance, -1]),
     )

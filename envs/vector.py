@@ -65,7 +65,7 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "render_modes": render.MODES,
+        "render_modes": ["ansi", "rgb_array"],
         "render_fps": render.FPS,
         "autoreset_mode": AutoresetMode.SAME_STEP,
         "deterministic": True,
@@ -107,6 +107,8 @@ class EarlyExitVectorEnv(VectorEnv[Observation, npt.NDArray[np.integer[Any]], np
         if vector_reward:
             self.reward_space = vector_reward_space(problem.reward, problem.price)
             self.reward_dim = 2
+        if render_mode == "human":
+            raise CeeGymError("many environments have no window: use rgb_array, or one environment")
         self.render_mode = render.checked_mode(render_mode)
         self.metadata = {  # type: ignore[misc]
             **self.metadata,

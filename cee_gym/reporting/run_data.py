@@ -12,6 +12,7 @@ from cee_gym.evaluation.matched import MatchedCurve, fixed_layer_curve, policy_c
 from cee_gym.hardness import memorized_layer
 from cee_gym.problem import Problem
 from cee_gym.runs import EVALUATION, Run
+from cee_gym.tasks.texts import built_in_texts
 from cee_gym.traces.recordings import open_split, recorded_splits
 from cee_gym.traces.trace import Trace
 
@@ -149,24 +150,9 @@ def learning_table(directory: Path, most: int = 400) -> pd.DataFrame:
     )
 
 
-def texts_of(trace: Trace) -> dict[str, str] | None:
-    """The texts of a split by row id, where they are built in; None elsewhere."""
-    from cee_gym.tasks import get_task, load_splits, task_names
-
-    if trace.header.task not in task_names():
-        return None
-    task = get_task(trace.header.task)
-    if task.built_in is None:
-        return None
-    found: dict[str, str] = {}
-    for data in load_splits(task, None).values():
-        found |= dict(zip(data["row_id"], data["text"], strict=True))
-    return found
-
-
 def examples(exits: np.ndarray, trace: Trace, count: int = 6) -> list[dict[str, Any]]:
     """Rows that leave earliest and latest, with what their exit said."""
-    texts = texts_of(trace)
+    texts = built_in_texts(trace.header.task)
     if texts is None:
         return []
     order = np.argsort(exits, kind="stable")

@@ -237,9 +237,10 @@ def _run(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
     run = Run.open(directory)
     chosen_on: Problem = run.settings.problem(run.recording, config.choose_on)
     reported = run.settings.problem(run.recording, config.report_on)
-    flops = flops_of(run.recording / "models" / DEPLOYED, config.tokens)
-    if flops is None and setup is not None:
-        flops = flops_of(run.weights, config.tokens)
+    flops = None
+    if reported.trace.header.labels is not None:  # those of a decoder depend on the tokens before
+        weights = run.weights if setup is not None else run.recording / "models" / DEPLOYED
+        flops = flops_of(weights, config.tokens)
     for row in of_policy(
         run.policy,
         chosen_on,

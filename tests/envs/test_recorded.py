@@ -186,7 +186,7 @@ def test_observed_alpha_stays_in_its_range(trace: Trace) -> None:
         ({"reward": None}, "must be a Reward, 'paper', or the name of a quality, got None"),
         ({"reward": Reward(cost=[1.0, 2.0])}, "cost must be 4 finite numbers"),
         ({"split": "test"}, "no split 'test'"),
-        ({"render_mode": "human"}, "render_mode must be ansi or rgb_array"),
+        ({"render_mode": "window"}, "render_mode must be ansi, rgb_array, human or None"),
         ({"trace": None}, "give trace=PATH"),
     ],
 )
