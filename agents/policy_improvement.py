@@ -8,15 +8,21 @@ policy's rows of MRPC, M-CID, SST-2 and RTE (`benchmarks/studies/sharing_layers.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cee_gym.agents.access import AnyEnv, needs_problem
 from cee_gym.agents.network_agent import NetworkAgent
 from cee_gym.agents.registry import register_agent
 from cee_gym.errors import CeeGymError
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.policies.rules import Confidence
+from cee_gym.problem import Problem
+from cee_gym.progress import say
+from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import improve_on_threshold
 
 if TYPE_CHECKING:
@@ -33,8 +39,13 @@ class PolicyImprovement(NetworkAgent):
     Its policy is a linear function of the observation, with weights that all layers share and a
     bias for each, so the parts observed are to mean the same at every layer: `confidence` and
     `agreement` do, `hidden` does not. The score is the sigmoid of the predicted advantage of
-    leaving now, in units of that advantage's deviation. Where alpha is a range, it learns from
-    five prices all over it at once.
+    leaving now, in units of that advantage's deviation, and its threshold is the one of highest
+    mean return on what it learned from. Where alpha is a range, it learns from five prices all over
+    it at once, and the threshold is 1/2.
+
+    A linear function of what is observed can be worse than the threshold that it starts from. Where
+    the threshold on the confidence earns more on what the agent learned from, that is the policy,
+    and the agent says so.
     """
 
     def learn(
@@ -69,4 +80,29 @@ class PolicyImprovement(NetworkAgent):
             network.bias.copy_(torch.from_numpy(bias))
         self.timesteps += rewards.size
         self.hand_over_network()
+        if low == high:
+            self._hold_at_the_best(problem, rewards[0])
         return self
+
+    def _hold_at_the_best(self, problem: Problem, rewards: npt.NDArray[np.floating[Any]]) -> None:
+        """Chooses the threshold; falls back to the one on the confidence where that earns more."""
+        self.hand_over_at_best(self.policy.score, problem)
+        rows = np.arange(len(problem))
+        exits = self.policy.exit_layers(self.policy.scores_on(problem))
+        confidence = problem.trace.confidence.astype(np.float64)
+        threshold = best_threshold(confidence, rewards)
+        start = first_exit(confidence > threshold)
+        earned, before = (rewards[rows, of - 1].mean() for of in (exits, start))
+        if before > earned and "confidence" in self.layout:
+            say(
+                f"{self.name}: the threshold on the confidence earns {before:.4f} on what was "
+                f"learned from, and the regression {earned:.4f}: the policy is the threshold. "
+                "Observing more, such as the hidden state, may help"
+            )
+            at = float(np.clip(threshold, 0, 1))
+            self.hand_over(Confidence(threshold=at), at)
+
+    def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:
+        """Goes on from these networks, where the policy is not the threshold it starts from."""
+        if not isinstance(policy.score, Confidence):
+            super().take(policy, tensors)

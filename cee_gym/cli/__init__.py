@@ -16,6 +16,7 @@ from cee_gym.cli.compare import Compare
 from cee_gym.cli.evaluate import Evaluate
 from cee_gym.cli.export import Export
 from cee_gym.cli.generate import Generate
+from cee_gym.cli.leaderboard import Leaderboard
 from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
@@ -39,6 +40,7 @@ COMMANDS: tuple[type[Any], ...] = (
     Evaluate,
     Compare,
     Report,
+    Leaderboard,
     Profile,
     Predict,
     Generate,
