@@ -564,6 +564,26 @@ def smollm2() -> str:
     return table(("", "agreement, running", "perplexity", "tokens per CPU second"), rows)
 
 
+def study(name: str) -> str:
+    """The summary of a study: interquartile means, and the probability of beating the rule."""
+
+    def shown(found: dict[str, float]) -> str:
+        return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+    groups = result(f"studies/{name}")["groups"]
+    several = [key for key in ("exits", "reward") if len({group[key] for group in groups}) > 1]
+    rows = [
+        [
+            ", ".join(str(group[key]) for key in ("agent", *several)),
+            shown(group["interquartile_mean"]),
+            shown(group["better_than_confidence"]) if "better_than_confidence" in group else "",
+        ]
+        for group in sorted(groups, key=lambda one: -one["interquartile_mean"]["mean"])
+    ]
+    header = (", ".join(("agent", *several)), "IQM accuracy", "better than confidence")
+    return table(header, rows)
+
+
 def what_it_buys() -> str:
     """The table of the README, at most six rows."""
     own = result("demo")["policy"]["own"]
