@@ -289,7 +289,10 @@ def test_explained_messages_are_said_somewhere() -> None:
             assert part.strip() in source, message
 
 
-ONE_BY_ONE = ("policy_gradient", "sb3_callbacks", "own_agent", "own_reward", "optuna_search")
+ONE_BY_ONE = (
+    *("policy_gradient", "sb3_callbacks", "own_agent", "own_reward", "optuna_search"),
+    *("single_file_ppo", "single_file_dqn"),
+)
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
