@@ -564,6 +564,40 @@ def smollm2() -> str:
     return table(("", "agreement, running", "perplexity", "tokens per CPU second"), rows)
 
 
+def leaderboard(id: str) -> str:
+    """Agents on one recording, best first, with what is known of it."""
+    found = result("leaderboard")
+    known = found["known"][id]
+    rows = [
+        [
+            f"({name.replace('_', ' ')})",
+            f"{known[name]['mean_return']:.4f} ± {known[name]['error']:.4f}",
+            f"{known['hindsight']['mean_return'] - known[name]['mean_return']:.4f}",
+            "",
+            f"{known[name]['accuracy']:.3f}",
+            f"{known[name]['saved_layers']:.1%}",
+            "",
+        ]
+        for name in ("fixed_layer", "threshold", "learned", "bound", "hindsight")
+    ]
+    for line in found["lines"]:
+        if line["id"] == id:
+            score = line["normalised"]
+            rows.append(
+                [
+                    f"`{line['agent']}`",
+                    f"{np.mean(line['returns']):.4f} ± {line['error']:.4f}",
+                    f"{line['regret']:.4f}",
+                    "" if score is None else f"{np.mean(score):.2f}",
+                    f"{line['accuracy']:.3f}",
+                    f"{line['saved_layers']:.1%}",
+                    f"{line['seconds']:.1f}",
+                ]
+            )
+    header = ("", "return", "regret", "normalised", "accuracy", "saved layers", "seconds")
+    return table(header, sorted(rows, key=lambda row: -float(row[1].split()[0])))
+
+
 def study(name: str) -> str:
     """The summary of a study: interquartile means, and the probability of beating the rule."""
 

@@ -1,5 +1,6 @@
 """`cee-gym serve`: a model and its exit policy behind HTTP."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -74,5 +75,7 @@ class Serve:
         pipeline = EarlyExitPipeline.from_pretrained(directory, **vars(self.speed))
         if self.full_depth:
             pipeline = full_depth(pipeline)
+        policy = pipeline.policy
+        print(f"policy {policy.name}, leaves above {policy.threshold:.4g}", file=sys.stderr)
         app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)
         serve(app, self.host, self.port)

@@ -158,7 +158,7 @@ def verdict(cut: Way, threshold: Way, learned: Way) -> str:
             chosen = way
     gain = (
         f"{chosen.saved_layers:.0%} of the layers saved at {chosen.lost:.1f} ± "
-        f"{2 * chosen.lost_error:.1f} points lost, predicted "
+        f"{chosen.lost_error:.1f} points lost, predicted "
         + ", ".join(f"{times:.2f}x at batch {size}" for size, times in chosen.speedups.items())
     )
     if chosen is cut:
