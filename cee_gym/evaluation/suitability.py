@@ -231,7 +231,10 @@ def table(found: Suitability) -> str:
     speedups = [f"batch {size}" for size in BATCH_SIZES]
     rows = [["", "points allowed", "points lost", "saved layers", *speedups]]
     for way in found.ways:
-        layer = f" at layer {way.exits[0]}" if way.name == "cut" else ""
+        layer = ""
+        if way.name == "cut":
+            whole = " (full depth)" if way.exits[0] == len(found.accuracy) else ""
+            layer = f" at layer {way.exits[0]}{whole}"
         rows.append(
             [
                 f"{way.name}{layer}",
