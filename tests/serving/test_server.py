@@ -245,7 +245,8 @@ def test_on_sigterm_all_that_was_accepted_is_answered(
             assert all(count.result() > 0 for count in counts)
         output, errors = server.communicate(timeout=20)
         assert (server.returncode, output) == (0, "")
-        assert errors == f"loading {tmp_path / 'saved'}\n"
+        said = f"loading {tmp_path / 'saved'}\npolicy confidence, leaves above 0.8\n"
+        assert errors == said
     finally:
         server.kill()
 
