@@ -89,7 +89,8 @@ class Agent(ABC):
         """
         if self._policy is None:
             raise CeeGymError(
-                f"this {self.name} agent has not learned anything yet: call learn first"
+                f"this {self.name} agent has not learned anything yet: call learn first, "
+                "which has to call hand_over"
             )
         return self._policy
 

@@ -83,14 +83,30 @@ class ExitPolicy:
         return "alpha" in self.layout and low < high
 
     def scores(self, observations: Floats) -> Floats:
-        """The scores of whole traces, float32 `[N, L]`, given observations float32 `[N, L, D]`."""
+        """The scores of whole traces, float32 `[N, L]`, given observations float32 `[N, L, D]`.
+
+        Raises:
+            CeeGymError: if the score gives anything but a number from 0 to 1 for each state.
+        """
         chunks = []
         for start in range(0, max(1, len(observations)), _ROWS_AT_A_TIME):
             chunk = observations[start : start + _ROWS_AT_A_TIME]
             if self.alpha is not None:
                 chunk = np.array(chunk)
                 chunk[..., self.layout["alpha"]] = self.alpha
-            chunks.append(self.score.scores(chunk, self.layout))
+            scores = np.asarray(self.score.scores(chunk, self.layout))
+            if scores.shape != chunk.shape[:2]:
+                raise CeeGymError(
+                    f"the score of {self.name} must give one number for each state, of shape "
+                    f"{chunk.shape[:2]}, and gives {scores.shape}"
+                )
+            # Rounding may carry a score a little beyond.
+            if not ((scores >= -1e-3) & (scores <= 1 + 1e-3)).all():
+                raise CeeGymError(
+                    f"the score of {self.name} must be from 0 to 1, and goes from "
+                    f"{scores.min():.4g} to {scores.max():.4g}"
+                )
+            chunks.append(scores)
         return np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
 
     def scores_on(self, problem: Problem, alpha: float | npt.ArrayLike | None = None) -> Floats:

@@ -229,6 +229,8 @@ class _Shown(Score):
     def scores(self, observations: Any, layout: Any) -> Any:
         (part,) = self.reads
         shown = observations[..., layout[part]].mean(axis=-1)
+        if part == "in_a_row":
+            return shown / 8  # it counts
         return 1 - shown if part == "previous" else shown  # entropies fall where exits are sure
 
     def settings(self) -> dict[str, Any]:
@@ -247,7 +249,7 @@ class _Shown(Score):
         ("agreement", 1.5 / 8),
         ("agreement", 2.5 / 8),
         ("previous", 0.021),
-        ("mine:in_a_row", 1.5),
+        ("mine:in_a_row", 1.5 / 8),
     ],
 )
 def test_a_part_that_shows_the_path_is_the_same_in_the_runtime(

@@ -253,3 +253,21 @@ def test_it_says_what_it_is(every_price) -> None:
         "<ExitPolicy expected-return: reads hidden, layer, probs, entropy, confidence, margin, "
         "alpha; threshold 0.25, alpha 0.05>"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x: 3 * x, "must be from 0 to 1, and goes from"),
+        (lambda x: x * np.nan, "must be from 0 to 1, and goes from nan"),
+        (lambda x: x[..., None], "one number for each state"),
+    ],
+)
+def test_a_score_that_is_none_is_refused(given, message, monkeypatch) -> None:
+    from cee_gym.envs import EarlyExitEnv
+
+    env = EarlyExitEnv("EarlyExit-BERT-SST-2", observe=("confidence",))
+    policy = Confidence(threshold=0.5).policy(env)
+    monkeypatch.setattr(Confidence, "scores", lambda self, seen, layout: given(seen[..., 0]))
+    with pytest.raises(CeeGymError, match=message):
+        policy.scores_on(env.problem)
