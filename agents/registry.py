@@ -131,6 +131,21 @@ def preset_for(name: str) -> "Preset":
     return _find(name)().preset()
 
 
+def preset_hyperparameters(name: str, observe: tuple[str, ...] | None, seed: int) -> dict[str, Any]:
+    """What to construct an agent with by its preset, and with a seed where it has one.
+
+    Args:
+        name: of the agent.
+        observe: the parts of an observation, where they are not the preset's.
+        seed: of the agent.
+
+    Raises:
+        CeeGymError: if there is no such agent.
+    """
+    given = {"seed": seed} if "seed" in hyperparameter_defaults(name) else {}
+    return {**given, **preset_for(name).observing(observe).hyperparameters}
+
+
 def describe(name: str) -> str:
     """What an agent does, in a line."""
     from cee_gym.policies.score import SCORES

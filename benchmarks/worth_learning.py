@@ -15,7 +15,7 @@ are paired by row; their intervals come from a bootstrap of the rows.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from common import write
 from cee_gym import ExitPolicy, Problem
 from cee_gym.agents.registry import make_agent, preset_for
 from cee_gym.envs import EarlyExitEnv
+from cee_gym.evaluation.matched import MatchedCurve, fixed_layer_curve, policy_curve
 from cee_gym.policies.rules import PCEE, Confidence, Entropy, Margin, Patience
 from cee_gym.policies.speeds import measure_speeds
 from cee_gym.traces.recordings import open_split, recorded_splits
@@ -56,73 +57,25 @@ class Args:
     agents: tuple[str, ...] = (*LEARNING, *LEARNED_OTHERWISE)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A policy at many speeds.
-
-    Attributes:
-        saved: share of saved layers at each point `[P]`, ascending.
-        right: whether each row is right there, `[P, N]`.
-    """
-
-    saved: Floats
-    right: Floats
-
-    def at(self, wanted: Floats) -> Floats:
-        """How often each row is right where these shares are saved, `[S, N]`.
-
-        Between two points either is taken by a coin. What leaves everything at layer 1, or at the
-        last, is a point of every policy.
-        """
-        place = np.searchsorted(self.saved, wanted, side="left").clip(1, len(self.saved) - 1)
-        below, above = self.saved[place - 1], self.saved[place]
-        share = ((wanted - below) / np.maximum(above - below, 1e-12)).clip(0, 1)[:, None]
-        return (1 - share) * self.right[place - 1] + share * self.right[place]
-
-
-def curve(exits: list[npt.NDArray[np.integer]], correct: npt.NDArray[np.bool_]) -> Curve:
-    """From where all rows leave at each point, `[N]` from 1."""
-    num_layers, rows = correct.shape[1], np.arange(len(correct))
-    ends = [np.full(len(rows), layer) for layer in (num_layers, 1)]
-    every = [ends[0], *exits, ends[1]]
-    saved = np.array([1 - of.mean() / num_layers for of in every])
-    right = np.array([correct[rows, of - 1] for of in every], dtype=float)
-    order = saved.argsort(kind="stable")
-    return Curve(saved[order], right[order])
-
-
-def of_policy(policy: ExitPolicy, recording: Path, observe: Any, alpha: Any) -> dict[str, Curve]:
+def of_policy(
+    policy: ExitPolicy, recording: Path, observe: Any, alpha: Any
+) -> dict[str, MatchedCurve]:
     """A policy at the operating points of calibration, on every other split than train."""
     problems = {
         split: Problem(open_split(recording, split), observe=observe, alpha=alpha)
         for split in reported(recording)
     }
-    points = measure_speeds(policy, problems["calibration"]).points
-    scores: dict[tuple[str, Any], Any] = {}
-    found = {}
-    for split, problem in problems.items():
-        exits = []
-        for point in points:
-            held = replace(policy, threshold=point.threshold, alpha=point.alpha)
-            key = (split, point.alpha)
-            if key not in scores:
-                scores[key] = held.scores_on(problem)
-            exits.append(held.exit_layers(scores[key]))
-        found[split] = curve(exits, problem.correct)
-    return found
+    speeds = measure_speeds(policy, problems["calibration"])
+    return {split: policy_curve(policy, speeds, problem) for split, problem in problems.items()}
 
 
-def of_fixed_layers(recording: Path) -> dict[str, Curve]:
+def of_fixed_layers(recording: Path) -> dict[str, MatchedCurve]:
     """Every layer but those that another one, on calibration, beats at more saved layers."""
-    accuracy = open_split(recording, "calibration").correct.mean(axis=0)
-    layers = np.arange(1, len(accuracy) + 1)
-    kept = [t for t in layers if t == layers[-1] or all(accuracy[t - 1] > accuracy[: t - 1])]
-    found = {}
-    for split in reported(recording):
-        correct = open_split(recording, split).correct
-        exits = [np.full(len(correct), t) for t in kept]
-        found[split] = curve(exits, correct)
-    return found
+    chosen_on = open_split(recording, "calibration")
+    return {
+        split: fixed_layer_curve(open_split(recording, split), chosen_on)
+        for split in reported(recording)
+    }
 
 
 def reported(recording: Path) -> list[str]:
@@ -130,12 +83,12 @@ def reported(recording: Path) -> list[str]:
     return [split for split in recorded_splits(recording) if split != "train"]
 
 
-def rules(recording: Path) -> Iterator[tuple[str, dict[str, Curve]]]:
+def rules(recording: Path) -> Iterator[tuple[str, dict[str, MatchedCurve]]]:
     """Each rule, at every threshold; the patience of PCEE is that which is best on calibration."""
     observe = ("confidence", "margin", "entropy", "probs", "layer")
     problem = Problem(open_split(recording, "calibration"), observe=observe)
 
-    def one(rule: Any) -> dict[str, Curve]:
+    def one(rule: Any) -> dict[str, MatchedCurve]:
         return of_policy(rule.policy(problem), recording, observe, 0.01)
 
     yield "confidence", one(Confidence(threshold=0.9))
@@ -148,7 +101,7 @@ def rules(recording: Path) -> Iterator[tuple[str, dict[str, Curve]]]:
 
 def learned(
     name: str, recording: Path, seed: int, task: str
-) -> tuple[dict[str, Curve], dict[str, Any]]:
+) -> tuple[dict[str, MatchedCurve], dict[str, Any]]:
     """An agent with its preset; of the ranges of prices, that which is best on calibration."""
     preset = preset_for(name)
     settings = dict(preset.hyperparameters)
@@ -170,7 +123,7 @@ def learned(
     return max(found, key=lambda one: on_calibration(one[0]))
 
 
-def on_calibration(curves: dict[str, Curve]) -> float:
+def on_calibration(curves: dict[str, MatchedCurve]) -> float:
     """Mean accuracy over the shares of saved layers on calibration."""
     return float(curves["calibration"].at(SAVED).mean())
 
@@ -192,7 +145,7 @@ def interval(rows: Floats) -> dict[str, Any]:
 
 def on_set(name: str, recordings: list[Path], args: Args) -> dict[str, Any]:
     """All policies on the recordings of one set."""
-    by_policy: dict[str, list[dict[str, Curve]]] = {}
+    by_policy: dict[str, list[dict[str, MatchedCurve]]] = {}
     how: dict[str, list[dict[str, Any]]] = {}
     full: dict[str, list[Floats]] = {}
     half: dict[str, list[Floats]] = {}

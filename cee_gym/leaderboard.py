@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cee_gym.agents.presets import OBSERVE
-from cee_gym.agents.registry import make_agent, preset_for
+from cee_gym.agents.registry import make_agent, preset_for, preset_hyperparameters
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.evaluation.resampling import Interval
@@ -94,9 +94,7 @@ def run_agent(id: str, agent: str, seeds: Sequence[int], known: Headroom) -> Lin
     preset = preset_for(agent)
     tables, seconds = [], []
     for seed in seeds:
-        made = make_agent(agent, **preset.hyperparameters)
-        if hasattr(made, "seed"):
-            made = make_agent(agent, **preset.hyperparameters, seed=seed)
+        made = make_agent(agent, **preset_hyperparameters(agent, None, seed))
         env = problem_env(find_recording(id), _settings(id, preset.observe))
         begun = time.perf_counter()
         policy = made.learn(env, preset.total_timesteps).policy

@@ -56,7 +56,6 @@ def machine(name: str) -> str:
 
 
 NAMES = {"mcid": "M-CID", "mrpc": "MRPC", "rte": "RTE", "sst2": "SST-2"}
-SPLITS = {"dev": "dev", "test": "test", "calibration": "calibration"}
 
 
 def hub_link(agent: str) -> str:

@@ -21,9 +21,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write
-from worth_learning import SAVED, Curve, curve
+from worth_learning import SAVED
 
 from cee_gym import Problem
+from cee_gym.evaluation.matched import matched_curve
 from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import improve_on_threshold, regress_backwards
 from cee_gym.traces.recordings import open_split
@@ -84,7 +85,7 @@ def on_one(recording: Path) -> dict[str, Any]:
     rows = np.arange(len(problem))
     parts = np.array_split(np.random.default_rng(0).permutation(rows), PARTS)
     grid = np.quantile(confidence, np.linspace(0, 1, 100))
-    frontier = curve([first_exit(confidence > score) for score in grid], correct).at(SAVED)
+    frontier = matched_curve([first_exit(confidence > score) for score in grid], correct).at(SAVED)
     found: dict[str, Any] = {
         "rows": len(rows),
         "every_threshold": round(float(frontier.mean()), 4),
@@ -99,7 +100,7 @@ def on_one(recording: Path) -> dict[str, Any]:
                 decide = learn(states[others], confidence[others], rewards[others])
                 of_price[own] = decide(states[own], confidence[own])
             exits.append(of_price)
-        learned: Curve = curve(exits, correct)
+        learned = matched_curve(exits, correct)
         over = (learned.at(SAVED) - frontier).mean(axis=0)
         found[name] = {
             "mean_accuracy": round(float(learned.at(SAVED).mean()), 4),

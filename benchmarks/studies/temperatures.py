@@ -18,8 +18,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write
-from worth_learning import SAVED, curve, interval
+from worth_learning import SAVED, interval
 
+from cee_gym.evaluation.matched import matched_curve
 from cee_gym.returns import first_exit
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import open_split
@@ -47,7 +48,7 @@ def on_one(recording: Path) -> dict[str, Any]:
         confidence = read_out(of, np.asarray(dev.labels)[:, None]).confidence
         thresholds = np.quantile(confidence, np.linspace(0, 1, 200))
         leaving = [first_exit(confidence > threshold) for threshold in thresholds]
-        curves[name] = curve(leaving, dev.correct).at(SAVED)
+        curves[name] = matched_curve(leaving, dev.correct).at(SAVED)
     return {
         "rows": len(dev),
         "temperatures": exits["temperatures"],

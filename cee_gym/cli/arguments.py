@@ -281,12 +281,10 @@ def hyperparameters(
     Raises:
         CeeGymError: if there is no such agent or hyper-parameter, or a value is of another type.
     """
-    from cee_gym.agents.registry import hyperparameter_defaults, preset_for
+    from cee_gym.agents.registry import hyperparameter_defaults, preset_hyperparameters
 
     known = hyperparameter_defaults(agent)
-    given = {"seed": seed} if "seed" in known else {}
-    given |= preset_for(agent).observing(observe).hyperparameters
-    return given | parse_settings(agent, settings, known)
+    return preset_hyperparameters(agent, observe, seed) | parse_settings(agent, settings, known)
 
 
 def parse_settings(agent: str, settings: tuple[str, ...], known: dict[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def compare(
         ]
         right = np.array([curve.at(wanted) for curve in curves])
         own = [
-            evaluate_policy(_held(run), problem, metrics=run.metrics)
+            evaluate_policy(run.policy.at_some_price(), problem, metrics=run.metrics)
             for run, problem in zip(opened, problems, strict=True)
         ]
         accuracy = right.mean(axis=2)
@@ -196,14 +196,6 @@ def seed_directories(directory: Path) -> list[Path]:
     if not seeds:
         raise CeeGymError(f"there is no run at {directory} (it has no {CONFIG})")
     return seeds
-
-
-def _held(run: Run) -> Any:
-    """The policy at its own speed; in the middle of its prices where it is held at none."""
-    policy = run.policy
-    if policy.has_every_price and policy.alpha is None:
-        return policy.at(alpha=sum(policy.alpha_range) / 2)
-    return policy
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

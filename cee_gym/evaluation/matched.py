@@ -86,15 +86,19 @@ class MatchedCurve:
         return float((widths * best).sum())
 
 
-def matched_curve(exits: Sequence[Ints], trace: Trace) -> MatchedCurve:
+def matched_curve(
+    exits: Sequence[Ints], correct: npt.NDArray[np.bool_], depths: Ints | None = None
+) -> MatchedCurve:
     """The curve through some operating points.
 
     Args:
         exits: for each point the exit of each row, integers `[N]` from 1.
-        trace: of the split.
+        correct: whether each exit is right about each row, `[N, L]`.
+        depths: the layer of each exit, rising, `[L]`; by default every layer has one.
     """
-    rows, depths, correct = np.arange(len(trace)), trace.depths, trace.correct
-    ends = [np.full(len(rows), exit) for exit in (trace.num_layers, 1)]
+    rows, num_exits = np.arange(len(correct)), correct.shape[1]
+    depths = np.arange(1, num_exits + 1) if depths is None else depths
+    ends = [np.full(len(rows), exit) for exit in (num_exits, 1)]
     every = [ends[0], *exits, ends[1]]
     saved = np.array([1 - depths[of - 1].mean() / depths[-1] for of in every])
     right = np.array([correct[rows, of - 1] for of in every], dtype=np.float64)
@@ -117,7 +121,7 @@ def policy_curve(policy: ExitPolicy, speeds: Speeds, problem: Problem) -> Matche
         if point.alpha not in scores:
             scores[point.alpha] = held.scores_on(problem)
         exits.append(held.exit_layers(scores[point.alpha]))
-    return matched_curve(exits, problem.trace)
+    return matched_curve(exits, problem.trace.correct, problem.trace.depths)
 
 
 def fixed_layer_curve(trace: Trace, chosen_on: Trace) -> MatchedCurve:
@@ -132,4 +136,5 @@ def fixed_layer_curve(trace: Trace, chosen_on: Trace) -> MatchedCurve:
     accuracy = chosen_on.correct.mean(axis=0)
     last = len(accuracy) - 1
     kept = [t for t in range(last) if (accuracy[t] > accuracy[:t]).all()] + [last]
-    return matched_curve([np.full(len(trace), t + 1) for t in kept], trace)
+    every = [np.full(len(trace), t + 1) for t in kept]
+    return matched_curve(every, trace.correct, trace.depths)

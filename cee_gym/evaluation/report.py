@@ -72,8 +72,7 @@ def report(
         CeeGymError: if the policy does not fit the problems, the speed is not available, or nothing
             can be promised.
     """
-    if policy.has_every_price and policy.alpha is None:
-        policy = replace(policy, alpha=sum(policy.alpha_range) / 2)
+    policy = policy.at_some_price()
     alpha = sum(dev.alpha) / 2 if policy.alpha is None else policy.alpha
     rewards = dev.rewards(alpha)
     scores = policy.scores_on(dev, alpha)

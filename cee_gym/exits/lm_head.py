@@ -268,11 +268,10 @@ class MultiExitDecoder(nn.Module):
         """Writes the backbone as transformers does, and beside it the exits."""
         directory = Path(directory)
         self.backbone.save_pretrained(directory)
-        for weights in directory.glob("*.safetensors"):
-            readable_as_others(weights)
         tensors = {name: t.contiguous() for name, t in self.adapters.state_dict().items()}
         save_file(tensors or {"none": torch.zeros(0)}, directory / ADAPTERS)
-        readable_as_others(directory / ADAPTERS)
+        for weights in directory.glob("*.safetensors"):
+            readable_as_others(weights)
         exits = {"depths": list(self.depths), "adapter_rank": self.adapter_rank}
         write_document(directory / EXITS, {"format": FORMAT, "version": VERSION, **exits})
 

@@ -168,6 +168,12 @@ class ExitPolicy:
             policy = replace(policy, threshold=float(threshold))
         return policy
 
+    def at_some_price(self) -> "ExitPolicy":
+        """This policy; in the middle of its prices where it has several and is held at none."""
+        if self.has_every_price and self.alpha is None:
+            return replace(self, alpha=sum(self.alpha_range) / 2)
+        return self
+
     def of_another_model(self) -> "ExitPolicy":
         """This policy for states of any weights: whoever asks for it answers for their likeness."""
         return replace(self, model=None)

@@ -45,9 +45,7 @@ def speed_table(run: Run, split: str) -> pd.DataFrame:
 
 def own_exits(run: Run, problem: Problem) -> np.ndarray:
     """Where rows leave at the policy's own speed, integers `[N]` from 1."""
-    policy = run.policy
-    if policy.has_every_price and policy.alpha is None:
-        policy = policy.at(alpha=sum(policy.alpha_range) / 2)
+    policy = run.policy.at_some_price()
     return policy.exit_layers(policy.scores_on(problem))
 
 

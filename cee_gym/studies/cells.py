@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from cee_gym.agents.registry import make_agent, preset_for
+from cee_gym.agents.presets import OBSERVE
+from cee_gym.agents.registry import make_agent, preset_hyperparameters
 from cee_gym.envs.registration import BENCHMARKS
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.flops import Flops, count_flops
 from cee_gym.problem import Problem
-from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import Run
 from cee_gym.studies.config import AgentEntry, ExitsEntry, RewardEntry, StudyConfig, TaskEntry
 from cee_gym.studies.measures import Row, of_baselines, of_policy
@@ -199,24 +199,17 @@ def _cut(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
 
 def _baselines(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
     recording = recording_of(cell, output)
-    from cee_gym.agents.presets import OBSERVE
-
     problem = cell.reward.problem(OBSERVE)
-    splits = (config.choose_on, "train", config.report_on)
-    chosen_on, train, reported = (problem.problem(recording, split) for split in splits)
-    for row in of_baselines(chosen_on, train, reported, metrics=("accuracy",)):
+    train, reported = (problem.problem(recording, split) for split in ("train", config.report_on))
+    for row in of_baselines(train, reported, metrics=("accuracy",)):
         yield {**cell.named, **row, **_where(config, len(reported))}
 
 
 def _run(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
     entry = cell.agent
-    preset = preset_for(entry.name)
-    problem: ProblemSettings = cell.reward.problem(entry.observe)
-    parts = entry.observe
-    given = {**preset.observing(parts).hyperparameters, **entry.set}
-    agent = make_agent(entry.name, **given)
-    if hasattr(agent, "seed") and "seed" not in entry.set:
-        agent = make_agent(entry.name, **given, seed=cell.seed)
+    problem = cell.reward.problem(entry.observe)
+    given = preset_hyperparameters(entry.name, entry.observe, cell.seed)
+    agent = make_agent(entry.name, **(given | dict(entry.set)))
     directory = output / cell.key
     recording = None
     setup = None

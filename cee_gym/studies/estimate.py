@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from cee_gym.agents.registry import make_agent, preset_for
+from cee_gym.agents.registry import make_agent, preset_for, preset_hyperparameters
 from cee_gym.studies.cells import Cell, cells_of, recording_of, setup_of
 from cee_gym.studies.config import StudyConfig
-from cee_gym.studies.study import read_result, result_file
+from cee_gym.studies.study import duration, read_result, result_file
 from cee_gym.training.phases import problem_env
 
 _SHARE = 50  # of the decisions an agent learns from, this part is timed
@@ -40,7 +40,8 @@ def estimate(config: StudyConfig, output: Path) -> str:
         seconds = guessed[like]
         total += seconds or 0.0
         unknown += seconds is None
-    said = f"{len(cells)} cells, {len(cells) - len(waiting)} done; about {_time(total)} of CPU time"
+    done = len(cells) - len(waiting)
+    said = f"{len(cells)} cells, {done} done; about {duration(total)} of CPU time"
     if unknown:
         said += f", without {unknown} cells whose recording is not made yet"
     return said
@@ -64,7 +65,8 @@ def _timed(cell: Cell, output: Path) -> float | None:
     preset = preset_for(cell.agent.name)
     steps = cell.agent.total_timesteps or preset.total_timesteps
     problem = cell.reward.problem(cell.agent.observe).observing(preset.observe)
-    given = {**preset.observing(cell.agent.observe).hyperparameters, **cell.agent.set}
+    given = preset_hyperparameters(cell.agent.name, cell.agent.observe, cell.seed)
+    given |= cell.agent.set
     env = problem_env(recording_of(cell, output), problem)
     # Some agents solve for all rows at once, however few decisions they are asked to learn from.
     at_least = make_agent(cell.agent.name, **given).learn(env, 1).timesteps
@@ -98,9 +100,3 @@ def _of_training(cell: Cell) -> float:
     models = config.folds + 1 if config.policy_data == "cross_fit" else 1
     epochs = 0 if config.recipe == "probe" else config.warm_up.epochs
     return float(len(rows) * models * forward * (3 * epochs + 2))
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,7 +1,6 @@
 """What is measured of a policy: one row of the table for each of its operating points."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from cee_gym.evaluation.curve import Point, evaluate, fixed_layers, hindsight
 from cee_gym.evaluation.flops import Flops
 from cee_gym.evaluation.matched import MatchedCurve, policy_curve
-from cee_gym.headroom import Earned, headroom
+from cee_gym.headroom import headroom
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import measure_speeds
 from cee_gym.problem import Problem
@@ -33,13 +32,14 @@ def overthinking(trace: Trace) -> Row:
     }
 
 
-def of_point(point: Point, trace: Trace, exits: npt.NDArray[np.integer] | None) -> Row:
+def of_point(point: Point, trace: Trace, exits: npt.NDArray[np.integer]) -> Row:
     """The measures of one operating point.
 
     `helped` is the share of rows that leave right where the last exit is wrong, `harmed` that of
     rows that leave wrong where the last exit is right.
     """
-    row: Row = {
+    right = trace.correct[np.arange(len(trace)), exits - 1]
+    return {
         **{f"metric_{name}": value for name, value in point.metrics.items()},
         "accuracy": point.accuracy,
         "mean_exit_layer": point.mean_exit_layer,
@@ -49,12 +49,9 @@ def of_point(point: Point, trace: Trace, exits: npt.NDArray[np.integer] | None) 
         "points_lost": point.points_lost,
         "points_lost_error": point.points_lost_error,
         "leaving": [count / len(trace) for count in point.exits],
+        "helped": float((right & ~trace.correct[:, -1]).mean()),
+        "harmed": float((~right & trace.correct[:, -1]).mean()),
     }
-    if exits is not None:
-        right = trace.correct[np.arange(len(trace)), exits - 1]
-        row["helped"] = float((right & ~trace.correct[:, -1]).mean())
-        row["harmed"] = float((~right & trace.correct[:, -1]).mean())
-    return row
 
 
 def of_curve(curve: MatchedCurve, trace: Trace) -> Row:
@@ -94,8 +91,7 @@ def of_policy(
         saved_layers: at which accuracies are compared.
         flops: of the model, where its weights are at hand.
     """
-    if policy.has_every_price and policy.alpha is None:
-        policy = replace(policy, alpha=sum(policy.alpha_range) / 2)
+    policy = policy.at_some_price()
     alpha = sum(reported.alpha) / 2 if policy.alpha is None else policy.alpha
     trace = reported.trace
     curve = policy_curve(policy, measure_speeds(policy, chosen_on), reported)
@@ -121,13 +117,10 @@ def of_policy(
             }
 
 
-def of_baselines(
-    chosen_on: Problem, train: Problem, reported: Problem, *, metrics: tuple[str, ...]
-) -> Iterator[Row]:
-    """Full depth, every fixed exit, the calibrated threshold, the attainable bound, hindsight.
+def of_baselines(train: Problem, reported: Problem, *, metrics: tuple[str, ...]) -> Iterator[Row]:
+    """Full depth, every fixed exit, the attainable bound, hindsight.
 
     Args:
-        chosen_on: of the split that speeds are chosen on.
         train: of the split that policies learn on.
         reported: of the split to report on.
         metrics: of the task.
@@ -139,17 +132,15 @@ def of_baselines(
         name = "full depth" if number == trace.num_layers else f"fixed exit {number}"
         row = {"agent": name, "point": "own", "alpha": alpha, **of_point(point, trace, exits)}
         yield row | (overthinking(trace) if number == trace.num_layers else {})
-    found = headroom(reported, train, alpha=alpha)
-    named: dict[str, Earned] = {"attainable bound": found.bound}
-    for name, earned in named.items():
-        yield {
-            "agent": name,
-            "point": "own",
-            "alpha": alpha,
-            "accuracy": earned.accuracy,
-            "saved_layers": earned.saved_layers,
-            "mean_return": earned.mean_return,
-        }
+    bound = headroom(reported, train, alpha=alpha).bound
+    yield {
+        "agent": "attainable bound",
+        "point": "own",
+        "alpha": alpha,
+        "accuracy": bound.accuracy,
+        "saved_layers": bound.saved_layers,
+        "mean_return": bound.mean_return,
+    }
     best = hindsight(trace, rewards, metrics=metrics)
     exits = rewards.argmax(axis=1) + 1
     yield {"agent": "hindsight", "point": "own", "alpha": alpha, **of_point(best, trace, exits)}

@@ -88,12 +88,12 @@ def run_study(config: StudyConfig, output: Path) -> pd.DataFrame:
             left = seconds / done_here * len(waiting)
             say(
                 f"{len(cells) - len(waiting)}/{len(cells)} cells, {cell.key}: {spent:.0f} CPU s; "
-                f"about {_minutes(left)} left"
+                f"about {duration(left)} left"
             )
         if not progressed and waiting:
             time.sleep(_WAIT)
     if done_here:
-        say(f"{done_here} cells here in {_minutes(time.monotonic() - started)}")
+        say(f"{done_here} cells here in {duration(time.monotonic() - started)}")
     table = read_table(config, output)
     unfinished = output / f".{TABLE}.{os.getpid()}"
     table.to_parquet(unfinished)
@@ -207,5 +207,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def duration(seconds: float) -> str:
+    """In words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
-from cee_gym.policies.base import ExitPolicy
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
 from cee_gym.traces.recordings import open_split, recorded_splits
@@ -260,7 +259,7 @@ class ConsistentEETrainer:
         if number == 0:
             token_phases.warm_up(setup, models, logger)
         else:
-            policy = held(self.agent.policy)
+            policy = self.agent.policy.at_some_price()
             before = self.output / f"round-{number - 1}" / "models"
             token_phases.backbone_phase(
                 setup, before, models, policy, self.alternation, number, logger
@@ -276,13 +275,6 @@ class ConsistentEETrainer:
         logger.record("eval/regret", regret)
         logger.record("eval/full_depth_accuracy", results["full_depth"]["accuracy"])
         logger.dump(number)
-
-
-def held(policy: ExitPolicy) -> ExitPolicy:
-    """The policy at one speed: the middle of its prices, where it has a range and is at none."""
-    if policy.has_every_price and policy.alpha is None:
-        return replace(policy, alpha=sum(policy.alpha_range) / 2)
-    return policy
 
 
 def own_point(results: dict[str, Any]) -> dict[str, Any]:

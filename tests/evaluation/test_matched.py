@@ -91,6 +91,7 @@ def test_fixed_layers_that_a_lower_one_beats_are_left_out(tmp_path) -> None:
     kept = [t for t in range(len(accuracy) - 1) if (accuracy[t] > accuracy[:t]).all()]
     # Both ends are always there, and the last and the first may be twice.
     assert set(found.accuracy) == {accuracy[-1], accuracy[0], *accuracy[kept]}
-    every = matched_curve([np.full(len(trace), t + 1) for t in range(trace.num_layers)], trace)
+    layers = [np.full(len(trace), t + 1) for t in range(trace.num_layers)]
+    every = matched_curve(layers, trace.correct)
     shares = 1 - trace.depths / trace.depths[-1]
     assert every.saved == pytest.approx(sorted([*shares, 0, shares.max()]))
