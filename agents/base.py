@@ -67,6 +67,7 @@ class Agent(ABC):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Learns in an environment; called again, goes on from where it is.
 
@@ -75,6 +76,8 @@ class Agent(ABC):
             total_timesteps: decisions to learn from.
             logger: takes the learning curves.
             progress_bar: show progress and time left.
+            calibration: a problem it does not learn from; the policy is measured there as well, now
+                and then, for the curves. Agents that take no steps have no use for it.
 
         Raises:
             CeeGymError: if it cannot learn there.

@@ -59,6 +59,7 @@ class CAT(NetworkAgent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Takes gradient steps; see `Agent.learn`. A timestep is one state.
 
@@ -75,7 +76,14 @@ class CAT(NetworkAgent):
         rng = np.random.default_rng((self.seed, self.timesteps))
         batches = Batches(problem, self.batch_size, rng)
         curves = Curves(
-            logger, total_timesteps, self.timesteps, len(network.bias), progress_bar, self.name
+            logger,
+            total_timesteps,
+            self.timesteps,
+            len(network.bias),
+            progress_bar,
+            self.name,
+            calibration,
+            self.current_policy,
         )
         while not curves.done:
             rows, observations, rewards = batches.next()

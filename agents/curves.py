@@ -1,10 +1,12 @@
 """The learning curves every agent of ours records.
 
-Under the tags Stable-Baselines3 uses where it has them.
+Under the tags Stable-Baselines3 uses where it has them: what learning meets under `rollout/`, where
+`ep_len_mean` is the mean exit and `success_rate` the accuracy; the policy as it would be deployed,
+on calibration, under `eval/`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,9 @@ import numpy.typing as npt
 import torch
 
 from cee_gym.errors import CeeGymError
+from cee_gym.evaluation.curve import evaluate
+from cee_gym.policies.base import ExitPolicy
+from cee_gym.problem import Problem
 from cee_gym.progress import show_progress
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ class Curves:
         num_layers: L.
         progress_bar: show progress and time left.
         name: of the agent, for the progress bar.
+        calibration: what the policy is measured on as well, at about 20 points; None for nothing.
+        policy: gives it as it is; None where there is no calibration.
     """
 
     def __init__(
@@ -40,14 +47,19 @@ class Curves:
         num_layers: int,
         progress_bar: bool,
         name: str,
+        calibration: Problem | None = None,
+        policy: Callable[[], ExitPolicy] | None = None,
     ) -> None:
         self._logger = logger
+        self._calibration = calibration
+        self._policy = policy
         self._name = name
         self._num_layers = num_layers
         self.timesteps = start
         self.end = start + total_timesteps
         self._every = max(1, total_timesteps // 100)
         self._written = start
+        self._measured = start - total_timesteps
         self._progress = show_progress(
             total=total_timesteps, desc=name, unit="step", disable=not progress_bar
         )
@@ -110,9 +122,9 @@ class Curves:
         self._exits += exits
         values = {"rollout/ep_rew_mean": returns, "train/loss": float(loss.detach())}
         if hindsight is not None:
-            values["exit/regret"] = hindsight - returns
+            values["rollout/regret"] = hindsight - returns
         if accuracy is not None:
-            values["rollout/success_rate"] = values["exit/accuracy"] = accuracy
+            values["rollout/success_rate"] = accuracy
         for tag, value in (values | dict(further or {})).items():
             self._sums[tag] = self._sums.get(tag, 0.0) + weight * value
         due = self.done or self.timesteps - self._written >= self._every
@@ -125,16 +137,17 @@ class Curves:
         layers = np.arange(1, self._num_layers + 1)
         mean_exit = float(self._exits @ layers) / self._weight
         logger.record("rollout/ep_len_mean", mean_exit)
-        logger.record("exit/mean_exit_layer", mean_exit)
-        logger.record("exit/saved_layers", 1 - mean_exit / self._num_layers)
+        logger.record("rollout/saved_layers", 1 - mean_exit / self._num_layers)
         # A histogram is made of samples: a thousand of them, in the proportions of the counts.
         sample = np.repeat(layers, np.round(1000 * self._exits / self._weight).astype(int))
-        logger.record(
-            "exit/exit_layer", torch.from_numpy(sample), exclude=("stdout", "csv", "json")
-        )
+        record_exits(logger, sample)
+        due = self.done or self.timesteps - self._measured >= 5 * self._every
+        if self._calibration is not None and self._policy is not None and due:
+            record_on_calibration(logger, self._policy(), self._calibration)
+            self._measured = self.timesteps
         now = time.perf_counter()
         logger.record("time/fps", int((self.timesteps - self._written) / (now - self._clock)))
-        logger.record("time/total_timesteps", self.timesteps)
+        logger.record("time/total_timesteps", self.timesteps, exclude="tensorboard")
         logger.dump(self.timesteps)
         self._written, self._clock = self.timesteps, now
         self._clear()
@@ -142,3 +155,37 @@ class Curves:
     def close(self) -> None:
         """Ends the progress bar."""
         self._progress.close()
+
+
+def record_exits(logger: "Logger", exits: npt.ArrayLike) -> None:
+    """Records the layers that were left at as a histogram.
+
+    Args:
+        logger: of the run.
+        exits: integers `[B]`; nothing is recorded of none.
+    """
+    if len(sample := np.asarray(exits)):
+        hidden = ("stdout", "csv", "json")
+        logger.record("rollout/exit_layer", torch.from_numpy(sample), exclude=hidden)
+
+
+def record_on_calibration(logger: "Logger", policy: ExitPolicy, problem: Problem) -> None:
+    """Records what a policy comes to on a problem it was not trained on.
+
+    Args:
+        logger: of the run.
+        policy: at its own speed; one that was learned for a range of prices and is held at none is
+            held at the middle of the range.
+        problem: of the calibration split.
+    """
+    policy = policy.at_some_price()
+    alpha = sum(problem.alpha) / 2 if policy.alpha is None else policy.alpha
+    rewards = problem.rewards(alpha)
+    exits = policy.exit_layers(policy.scores_on(problem, alpha))
+    mean_return = float(rewards[np.arange(len(exits)), exits - 1].mean())
+    point = evaluate(problem.trace, exits)
+    logger.record("eval/mean_reward", mean_return)
+    logger.record("eval/regret", float(rewards.max(axis=1).mean()) - mean_return)
+    logger.record("eval/success_rate", point.accuracy)
+    logger.record("eval/mean_ep_length", float(exits.mean()))
+    logger.record("eval/saved_layers", point.saved_layers)

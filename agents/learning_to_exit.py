@@ -25,6 +25,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.linear import LinearScore
 from cee_gym.policies.score import Floats
+from cee_gym.problem import Problem
 from cee_gym.settings import Range, number
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class LearningToExit(Agent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Solves for all N * L states, whatever is asked for; see `Agent.learn`.
 

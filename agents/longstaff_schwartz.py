@@ -14,6 +14,7 @@ from cee_gym.agents.access import AnyEnv, needs_problem
 from cee_gym.agents.network_agent import NetworkAgent
 from cee_gym.agents.registry import register_agent
 from cee_gym.errors import CeeGymError
+from cee_gym.problem import Problem
 from cee_gym.settings import number
 from cee_gym.stopping import regress_backwards
 
@@ -43,6 +44,7 @@ class LongstaffSchwartz(NetworkAgent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Takes one pass over all N * L states, whatever is asked for; see `Agent.learn`.
 

@@ -124,6 +124,11 @@ class NetworkAgent(Agent):
         network = copy.deepcopy(self.network)
         self.hand_over(PerLayerScore(network, self.layout, self.is_probability))
 
+    def current_policy(self) -> ExitPolicy:
+        """The networks as they are, as a policy."""
+        self.hand_over_network()
+        return self.policy
+
     def take(self, policy: ExitPolicy, tensors: dict[str, torch.Tensor]) -> None:
         """Goes on from these networks."""
         assert isinstance(policy.score, PerLayerScore)
@@ -197,6 +202,7 @@ class GradientAgent(NetworkAgent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Takes gradient steps; see `Agent.learn`."""
         network, problem = self.prepare(env)
@@ -204,7 +210,14 @@ class GradientAgent(NetworkAgent):
         rng = np.random.default_rng((self.seed, self.timesteps))
         batches = None if problem is None else Batches(problem, self.batch_size, rng)
         curves = Curves(
-            logger, total_timesteps, self.timesteps, len(network.bias), progress_bar, self.name
+            logger,
+            total_timesteps,
+            self.timesteps,
+            len(network.bias),
+            progress_bar,
+            self.name,
+            calibration,
+            self.current_policy,
         )
         while not curves.done:
             hindsight = None

@@ -55,6 +55,7 @@ class PolicyImprovement(NetworkAgent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Takes one pass over all N * L states, whatever is asked for; see `Agent.learn`.
 

@@ -176,6 +176,7 @@ class PPO(NetworkAgent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Takes updates, the last of them whole, so a few more timesteps; see `Agent.learn`.
 
@@ -188,7 +189,14 @@ class PPO(NetworkAgent):
         rng = np.random.default_rng((self.seed, self.timesteps))
         rollouts = self.rollouts(self.vectorised(env, problem), problem, rng)
         curves = Curves(
-            logger, total_timesteps, self.timesteps, len(network.bias), progress_bar, self.name
+            logger,
+            total_timesteps,
+            self.timesteps,
+            len(network.bias),
+            progress_bar,
+            self.name,
+            calibration,
+            self.current_policy,
         )
         while not curves.done:
             rollout = next(rollouts)

@@ -12,6 +12,7 @@ from cee_gym.agents.presets import Preset
 from cee_gym.errors import CeeGymError
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Rule
+from cee_gym.problem import Problem
 from cee_gym.settings import Range, search_ranges
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class RuleAgent(Agent):
         *,
         logger: "Logger | None" = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Chooses the number, of all there are, by the mean return; see `Agent.learn`.
 

@@ -3,7 +3,7 @@
 `sb3:ppo`, `sb3:a2c`, `sb3:dqn`, `sb3-contrib:trpo` and so on: whatever those packages export that
 can choose between two actions and needs no memory. Hyper-parameters are the algorithm's own. From
 the algorithm in plain user code it differs in defaults (`gamma=1`, the CPU, how often it updates),
-has curves under `exit/` too, and is kept as safetensors and JSON, never pickled.
+has the further curves of our own agents, and is kept as safetensors and JSON, never pickled.
 
 The problem is undiscounted. With rewards below 0 any gamma below 1 pays for waiting.
 """
@@ -12,6 +12,7 @@ import copy
 import inspect
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from cee_gym.agents.access import AnyEnv
 from cee_gym.agents.base import Agent
+from cee_gym.agents.curves import record_exits, record_on_calibration
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.sb3 import make_sb3_vec_env
 from cee_gym.envs import EarlyExitVectorEnv
@@ -141,6 +143,7 @@ class SB3Agent(Agent):
         *,
         logger: Logger | None = None,
         progress_bar: bool = False,
+        calibration: Problem | None = None,
     ) -> Self:
         """Lets the algorithm learn; see `Agent.learn`.
 
@@ -164,7 +167,10 @@ class SB3Agent(Agent):
                 settings: dict[str, Any] = {"reset_num_timesteps": False, "log_interval": None}
                 if "use_masking" in inspect.signature(sb3.learn).parameters:
                     settings["use_masking"] = False  # MaskablePPO insists on masks by default
-                sb3.learn(total_timesteps, _ExitCurves(problem, total_timesteps, bar), **settings)
+                curves = _ExitCurves(
+                    problem, total_timesteps, bar, calibration, self._current_policy
+                )
+                sb3.learn(total_timesteps, curves, **settings)
         except CeeGymError:
             raise
         except (AssertionError, ValueError) as error:
@@ -174,6 +180,10 @@ class SB3Agent(Agent):
         self.timesteps = sb3.num_timesteps
         self._hand_over()
         return self
+
+    def _current_policy(self) -> ExitPolicy:
+        self._hand_over()
+        return self.policy
 
     def _prepared(self, env: AnyEnv, problem: Problem | None) -> BaseAlgorithm:
         """The algorithm over this environment, with the policy it has, and seeded."""
@@ -262,10 +272,22 @@ class _ExitCurves(BaseCallback):
         problem: of a recorded environment, which tells the best return in hindsight.
         total_timesteps: of this learning run.
         bar: shows progress.
+        calibration: what the policy is measured on as well, at about 20 points; None for nothing.
+        policy: gives it as it is.
     """
 
-    def __init__(self, problem: Problem | None, total_timesteps: int, bar: "tqdm[Any]") -> None:
+    def __init__(
+        self,
+        problem: Problem | None,
+        total_timesteps: int,
+        bar: "tqdm[Any]",
+        calibration: Problem | None,
+        policy: Callable[[], ExitPolicy],
+    ) -> None:
         super().__init__()
+        self._calibration = calibration
+        self._policy = policy
+        self._exit_layers: list[int] = []
         self._problem = problem
         self._total = total_timesteps
         self._bar = bar
@@ -273,6 +295,7 @@ class _ExitCurves(BaseCallback):
     def _on_training_start(self) -> None:
         self._end = self.num_timesteps + self._total
         self._written = self._counted = self.num_timesteps
+        self._measured = self.num_timesteps - self._total
         self._began = list(self.training_env.reset_infos)
 
     def _on_step(self) -> bool:
@@ -282,19 +305,24 @@ class _ExitCurves(BaseCallback):
         ended = [env for env, info in enumerate(infos) if "exit_layer" in info]
         for env in ended:
             info = infos[env]
-            self.logger.record_mean("exit/mean_exit_layer", info["exit_layer"])
-            self.logger.record_mean("exit/saved_layers", info["saved_layers"])
-            self.logger.record_mean("exit/accuracy", info["correct"])
+            self.logger.record_mean("rollout/saved_layers", info["saved_layers"])
+            self._exit_layers.append(int(info["exit_layer"]))
         if ended and self._problem is not None:
             rows = np.array([self._began[env]["instance"] for env in ended])
             alpha = np.array([self._began[env]["alpha"] for env in ended])
             best = self._problem.rewards(alpha, rows).max(axis=1)
             for env, hindsight in zip(ended, best.tolist(), strict=True):
-                self.logger.record_mean("exit/regret", hindsight - infos[env]["episode"]["r"])
+                self.logger.record_mean("rollout/regret", hindsight - infos[env]["episode"]["r"])
         self._began = list(self.training_env.reset_infos)
         return True
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps >= min(self._written + self._total / 100, self._end):
+            record_exits(self.logger, self._exit_layers)
+            self._exit_layers.clear()
+            due = self.num_timesteps >= min(self._measured + self._total / 20, self._end)
+            if self._calibration is not None and due:
+                record_on_calibration(self.logger, self._policy(), self._calibration)
+                self._measured = self.num_timesteps
             self.model.dump_logs()
             self._written = self.num_timesteps

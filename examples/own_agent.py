@@ -37,7 +37,7 @@ class RandomSearch(Agent):
     tries: int = number(300, 1)
     seed: int = number(0, 0)
 
-    def learn(self, env, total_timesteps=0, *, logger=None, progress_bar=False):
+    def learn(self, env, total_timesteps=0, *, logger=None, progress_bar=False, calibration=None):
         problem = self.bind(env)
         rewards = problem.rewards(problem.alpha[0])
         observations = problem.observe()

@@ -29,10 +29,9 @@ def learning_curves(run: Path) -> dict[str, LearningCurve]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = run / "tensorboard"
-    if not folder.is_dir():
+    if not any(run.glob("events.out.tfevents.*")):
         return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     found = {}
     for tag in events.Tags()["scalars"]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem import Problem
 from cee_gym.tables import aligned, paragraph
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 POINTS_LOST = (0.0, 0.5, 1.0, 2.0)
 MOST_SHOWN = 30  # classes of a confusion matrix that is printed
@@ -118,6 +121,12 @@ def report(
         ],
         "speeds": speeds.to_json(),
     }
+
+
+def own_point(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy comes to at its own speed on the split of a report."""
+    measured: dict[str, Any] = results["points"]["own"]["measured"][results["split"]]
+    return measured
 
 
 def _guaranteed(
@@ -289,8 +298,8 @@ def _cells(point: Mapping[str, Any], names: list[str]) -> list[str]:
     ]
 
 
-def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
-    """Draws the leading metric against saved layers, as PNG or SVG by the name of the file."""
+def curve_figure(results: Mapping[str, Any], title: str) -> "Figure":
+    """The leading metric against saved layers, drawn."""
     from matplotlib.figure import Figure
 
     metric = results["metrics"][0]
@@ -319,10 +328,10 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     axes.set(xlabel="saved layers (%)", ylabel=f"{results['split']} {metric}", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def write(results: Mapping[str, Any], path: Path, title: str) -> None:
     """Writes `PATH.json` and `PATH.png`."""
     write_document(path.with_suffix(".json"), results)
-    plot(results, path.with_suffix(".png"), title)
+    curve_figure(results, title).savefig(path.with_suffix(".png"), dpi=120)

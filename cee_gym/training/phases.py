@@ -51,6 +51,7 @@ from cee_gym.training.losses import (
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.probes import probe
 from cee_gym.training.setup import OF_EXITS, Setup
+from cee_gym.training.tensorboard import BACKBONE, WARM_UP
 
 RECIPE = "recipe.json"
 WARMUP_FROM_PROBES = 0.1
@@ -119,7 +120,7 @@ def _train(setup: Setup, models: Path, logger: Logger | None) -> None:
     left = {name for name in rows if not (models / name).exists()}
     started, trained = time.monotonic(), 0
     for number, name in enumerate(rows, start=1):
-        label = f"warm-up/{name}"
+        label = f"{WARM_UP}/{name}"
         if name in left and setup.objective is not None:
             said = f"{label}: model {number} of {len(rows)}, {rows[name]} rows"
             if trained:
@@ -215,8 +216,8 @@ def backbone_phase(
         return load_agent(models / DEPLOYED / "agent") if together else agent
     work = models.with_name(f"{models.name}.training")
     for name in setup.partition.fit:
-        label = f"backbone/{name}"
-        seed = _phase_seed(setup.config.seed, f"{label}/{number}")
+        label = f"{BACKBONE}/{name}"
+        seed = _phase_seed(setup.config.seed, f"backbone/{name}/{number}")
         _train_one(
             setup,
             work / name,
@@ -272,7 +273,7 @@ def _train_one(
             # The agent's share of an epoch is in no checkpoint, so such a phase begins anew.
             checkpoint=checkpoints / f"{number}.safetensors" if agent is None else None,
             name=stage.name,
-            logger=logger,
+            logger=logger if target.name == DEPLOYED else None,
             epochs_before=epochs_before,
             warmup_ratio=WARMUP_FROM_PROBES if stage.from_probes else 0.0,
             watched=watched,

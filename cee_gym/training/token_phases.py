@@ -32,6 +32,7 @@ from cee_gym.training.config import AlternationConfig, FitConfig
 from cee_gym.training.fit import resume_checkpoint, save_checkpoint
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import RECIPE
+from cee_gym.training.tensorboard import BACKBONE, WARM_UP
 from cee_gym.training.token_setup import TokenSetup
 
 UPDATES_A_CHECKPOINT = 100
@@ -68,7 +69,7 @@ def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> No
             setup.tokens.adapters,
             seed=setup.config.seed,
             checkpoint=models.with_name(f"{models.name}.checkpoint.safetensors"),
-            name="warm-up/adapters",
+            name=f"{WARM_UP}/adapters",
             logger=logger,
         )
     _save(setup, decoder, models, made)
@@ -115,7 +116,7 @@ def backbone_phase(
         config.backbone_phase,
         seed=setup.config.seed + number,
         checkpoint=checkpoint,
-        name="backbone/copying",
+        name=f"{BACKBONE}/copying",
         logger=logger,
     )
     merge()

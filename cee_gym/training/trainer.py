@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import HParam, Logger, configure
+from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
@@ -22,6 +22,7 @@ from cee_gym.training.config import AlternationConfig, refuse_changed
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
 from cee_gym.training.setup import Setup
+from cee_gym.training.tensorboard import BACKBONE, WARM_UP, log_round, log_settings, run_logger
 from cee_gym.training.token_setup import TokenSetup
 
 
@@ -30,7 +31,7 @@ class ConsistentEETrainer:
 
     Round 0 warms up the backbone, records it and trains the policy on the recording. Every further
     round trains the backbone at the exits of the policy, records it again and goes on with the
-    policy. All of it is under `output`, see `cee_gym.runs`, with the curves in `tensorboard`.
+    policy. All of it is under `output`, see `cee_gym.runs`, with the curves in TensorBoard's file.
 
     Args:
         agent: not trained yet.
@@ -123,21 +124,16 @@ class ConsistentEETrainer:
             for split in recorded_splits(self.recording):
                 open_split(self.recording, split).verify()
         self._claim_output(resume)
-        logger = configure(str(self.output / "tensorboard"), ["tensorboard"])
+        settings = self.description()
+        phases = []
+        if isinstance(self.setup, Setup):
+            trained = (self.setup.objective is not None, self.alternation.rounds > 0)
+            phases = [name for name, some in zip((WARM_UP, BACKBONE), trained, strict=True) if some]
+        logger = run_logger(self.output, settings, phases)
         results: dict[str, Any] = {}
         for number in range(self.alternation.rounds + 1):
             results = self._round(number, logger, progress_bar)
-        point = own_point(results)
-        final = {
-            "hparam/accuracy": point["accuracy"],
-            "hparam/saved_layers": point["saved_layers"],
-            "hparam/return": point["mean_return"],
-        }
-        flat = _flatten(self.description())
-        logger.record("hparams", HParam(flat, dict.fromkeys(final, 0.0)))
-        for name, value in final.items():
-            logger.record(name, value)
-        logger.dump(self.alternation.rounds)
+        log_settings(logger, settings, results)
         logger.close()
         return results
 
@@ -211,7 +207,15 @@ class ConsistentEETrainer:
             self.agent = load_agent(here / "agent")
         else:
             env = problem_env(recording, self.problem, memorized_layers=memorized)
-            self.agent.learn(env, self.total_timesteps, logger=logger, progress_bar=progress_bar)
+            logger.record("time/round", number)
+            logger.dump(self.agent.timesteps)
+            self.agent.learn(
+                env,
+                self.total_timesteps,
+                logger=logger,
+                progress_bar=progress_bar,
+                calibration=self.problem.problem(recording, "calibration"),
+            )
             self.agent.save(here / "agent.partial")
             (here / "agent.partial").rename(here / "agent")
         results = report(
@@ -226,7 +230,7 @@ class ConsistentEETrainer:
 
             weights = here / "models" / DEPLOYED
             results["live"] = live_points(weights, recording, "dev", self.agent.policy, results)
-        self._log_evaluation(results, number, logger)
+        log_round(logger, results, number, self.agent.timesteps)
         write_document(evaluation, results)
         # The next round has its own; a backbone is large.
         shutil.rmtree(before / "models", ignore_errors=True)
@@ -265,31 +269,3 @@ class ConsistentEETrainer:
                 setup, before, models, policy, self.alternation, number, logger
             )
         token_phases.record(setup, models, models.with_name("recording"), policy)
-
-    def _log_evaluation(self, results: dict[str, Any], number: int, logger: Logger) -> None:
-        point = own_point(results)
-        for name in ("accuracy", "saved_layers", "mean_exit_layer"):
-            logger.record(f"eval/{name}", point[name])
-        logger.record("eval/mean_reward", point["mean_return"])
-        regret = results["hindsight"]["mean_return"] - point["mean_return"]
-        logger.record("eval/regret", regret)
-        logger.record("eval/full_depth_accuracy", results["full_depth"]["accuracy"])
-        logger.dump(number)
-
-
-def own_point(results: dict[str, Any]) -> dict[str, Any]:
-    """What a policy comes to at its own speed, of the results of a report."""
-    measured: dict[str, Any] = results["points"]["own"]["measured"][results["split"]]
-    return measured
-
-
-def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, str | float]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, with values that TensorBoard's table takes."""
-    flat: dict[str, str | float] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            flat[prefix + key] = value if number else str(value)
-    return flat

@@ -145,7 +145,9 @@ def test_it_draws_curves(tmp_path) -> None:
 
     CAT(learning_rate=3e-2).learn(env, 10_000, logger=Recorder(None, []))
     assert written[-1]["train/loss"] < 0.5 * written[0]["train/loss"]
-    assert {"rollout/ep_rew_mean", "exit/accuracy", "exit/saved_layers"} <= set(written[0])
+    assert {"rollout/ep_rew_mean", "rollout/success_rate", "rollout/saved_layers"} <= set(
+        written[0]
+    )
 
 
 def test_it_needs_the_tables_the_layer_and_sound_settings(tmp_path) -> None:

@@ -24,14 +24,14 @@ def test_a_point_holds_the_means_since_the_last_one() -> None:
     ((step, point),) = kept.points
     assert step == 1200
     assert point["rollout/ep_rew_mean"] == pytest.approx(-2.0)
-    assert point["exit/regret"] == pytest.approx((1.0 + 2.0) / 2)
-    assert point["exit/accuracy"] == point["rollout/success_rate"] == pytest.approx(0.75)
+    assert point["rollout/regret"] == pytest.approx((1.0 + 2.0) / 2)
+    assert point["rollout/success_rate"] == pytest.approx(0.75)
     assert point["train/loss"] == pytest.approx(4.0)
     assert point["train/approx_kl"] == pytest.approx(0.2)
     mean_exit = (1 + 3 * 4 + 4 * 2) / 8
-    assert point["exit/mean_exit_layer"] == point["rollout/ep_len_mean"] == mean_exit
-    assert point["exit/saved_layers"] == pytest.approx(1 - mean_exit / 4)
-    layers, counts = np.unique(point["exit/exit_layer"].numpy(), return_counts=True)
+    assert point["rollout/ep_len_mean"] == mean_exit
+    assert point["rollout/saved_layers"] == pytest.approx(1 - mean_exit / 4)
+    layers, counts = np.unique(point["rollout/exit_layer"].numpy(), return_counts=True)
     assert dict(zip(layers, counts, strict=True)) == {1: 125, 2: 500, 4: 375}
 
 
@@ -40,7 +40,7 @@ def test_what_is_not_known_is_not_recorded() -> None:
     curves = Curves(Logger(None, [kept]), 1, 0, num_layers=2, progress_bar=False, name="x")
     unknown = {"hindsight": None, "accuracy": None}
     curves.update(1, np.array([1, 0]), returns=0.0, loss=torch.tensor(0.0), **unknown)
-    assert not {"exit/regret", "exit/accuracy"} & kept.points[0][1].keys()
+    assert not {"rollout/regret", "rollout/success_rate"} & kept.points[0][1].keys()
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

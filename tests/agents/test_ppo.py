@@ -319,13 +319,13 @@ def test_the_curves_say_what_happened(tmp_path) -> None:
     agent = PPO(learning_rate=0.0)
     agent.learn(env, 20_000, logger=Logger(None, [kept]))
     assert [step for step, _ in kept.points] == list(range(2048, 20_481, 2048))
-    tags = kept.points[0][1].keys() - {"exit/exit_layer"}
+    tags = kept.points[0][1].keys() - {"rollout/exit_layer"}
     points = {tag: np.mean([point[tag] for _, point in kept.points]) for tag in tags}
     alphas = np.linspace(0, 1, 101)
     mean = np.mean([earned(agent.policy, env.problem, alpha) for alpha in alphas])
     best = np.mean([env.problem.rewards(alpha).max(axis=1).mean() for alpha in alphas])
     assert points["rollout/ep_rew_mean"] == pytest.approx(mean, abs=0.05)
-    assert points["exit/regret"] == pytest.approx(best - mean, abs=0.05)
+    assert points["rollout/regret"] == pytest.approx(best - mean, abs=0.05)
     assert points["train/approx_kl"] == points["train/clip_fraction"] == 0
     assert points["train/policy_gradient_loss"] == pytest.approx(0, abs=1e-6)
     assert points["train/value_loss"] > 0 > points["train/entropy_loss"]

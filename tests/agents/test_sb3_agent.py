@@ -194,13 +194,11 @@ def test_its_curves_are_a_plain_count(tmp_path) -> None:
     ((step, point),) = kept.points
     assert step == agent.timesteps == 320
     layers, correct, returns, best = np.array(seen, dtype=float).T
-    assert point["exit/mean_exit_layer"] == pytest.approx(layers.mean())
     assert point["rollout/ep_len_mean"] == pytest.approx(layers.mean())
-    assert point["exit/saved_layers"] == pytest.approx(1 - layers.mean() / 4)
-    assert point["exit/accuracy"] == pytest.approx(correct.mean())
+    assert point["rollout/saved_layers"] == pytest.approx(1 - layers.mean() / 4)
     assert point["rollout/success_rate"] == pytest.approx(correct.mean())
     assert point["rollout/ep_rew_mean"] == pytest.approx(returns.mean(), abs=1e-6)
-    assert point["exit/regret"] == pytest.approx((best - returns).mean(), abs=1e-6)
+    assert point["rollout/regret"] == pytest.approx((best - returns).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", LEARNS)
@@ -221,8 +219,8 @@ def test_a_live_environment_will_do(env) -> None:
     agent.learn(StepsOnly(env), 100, logger=Logger(None, [kept]))
     assert agent.sb3.n_envs == 1
     assert agent.timesteps == 128
-    assert "exit/saved_layers" in kept.points[-1][1]
-    assert "exit/regret" not in kept.points[-1][1]  # there is no table to know it from
+    assert "rollout/saved_layers" in kept.points[-1][1]
+    assert "rollout/regret" not in kept.points[-1][1]  # there is no table to know it from
 
 
 def test_progress_is_shown(env, capsys, monkeypatch) -> None:

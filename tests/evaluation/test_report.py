@@ -11,7 +11,7 @@ from cee_gym.agents import ExpectedReturn
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation import accuracy_speed_curve, evaluate_policy, guaranteed_threshold
-from cee_gym.evaluation.report import Promise, class_tables, plot, report, table
+from cee_gym.evaluation.report import Promise, class_tables, curve_figure, report, table
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import Confidence, FixedLayer
 from cee_gym.policies.speeds import Speed, measure_speeds
@@ -167,7 +167,8 @@ def test_a_confusion_matrix_that_is_too_wide_is_in_the_file_only(policy, problem
 
 
 def test_the_plot_is_a_picture(policy, problems, tmp_path) -> None:
-    plot(report(policy, *problems, ("accuracy",)), tmp_path / "plot.png", "made up")
+    figure = curve_figure(report(policy, *problems, ("accuracy",)), "made up")
+    figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,8 @@ def test_two_processes_do_every_cell_once(whole, config_file, tmp_path) -> None:
         pd.read_parquet(output / TABLE), pd.read_parquet(tmp_path / "whole" / TABLE)
     )
     # A run that was trained twice would have two event files.
-    events = [len(list(path.glob("events*"))) for path in output.glob("run/**/tensorboard")]
-    assert events == [1] * 24
+    events = Counter(file.parent for file in output.rglob("events.out.tfevents.*"))
+    assert list(events.values()) == [1] * 24
 
 
 def test_the_summary_is_that_of_the_table(whole) -> None:
