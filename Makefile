@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-generation test test-all docs lint format clean
+.PHONY: demo demo-generation test test-all docs notebooks lint format clean
 
 demo: .venv/installed
 	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
@@ -24,6 +24,10 @@ test-all: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
+
+# Runs them, and keeps what they print and draw.
+notebooks: .venv/installed
+	$(BIN)/python notebooks/execute.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

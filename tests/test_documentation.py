@@ -18,7 +18,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from cee_gym.traces.recordings import shipped_backbone
 from tests.conftest import WORDS
@@ -335,14 +334,3 @@ def test_a_demo_runs_as_the_makefile_has_it(target, there) -> None:
     lines = recipe.split("\n\n")[0].replace("\t$(BIN)/", "")
     (there / "page.md").write_text(f"```sh\n{lines}\n```\n")
     run_pages([there / "page.md"], there)
-
-
-def test_the_quickstart_notebook_runs() -> None:
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs"
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
-    )
-    for expected in ("left at layer 3", "hindsight", "full depth", "mean return"):
-        assert expected in printed
