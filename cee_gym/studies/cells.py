@@ -12,6 +12,7 @@ from cee_gym.agents.registry import make_agent, preset_hyperparameters
 from cee_gym.envs.registration import BENCHMARKS
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.flops import Flops, count_flops
+from cee_gym.evaluation.wall_clock import seconds_a_text
 from cee_gym.problem import Problem
 from cee_gym.runs import Run
 from cee_gym.studies.config import AgentEntry, ExitsEntry, RewardEntry, StudyConfig, TaskEntry
@@ -230,10 +231,16 @@ def _run(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
     run = Run.open(directory)
     chosen_on: Problem = run.settings.problem(run.recording, config.choose_on)
     reported = run.settings.problem(run.recording, config.report_on)
-    flops = None
+    flops = clocked = None
     if reported.trace.header.labels is not None:  # those of a decoder depend on the tokens before
         weights = run.weights if setup is not None else run.recording / "models" / DEPLOYED
         flops = flops_of(weights, config.tokens)
+        if config.seconds and cell.task.backbone is not None:
+            from cee_gym.exits.classifier import load_model
+
+            text = (setup or setup_of(cell)).text[config.report_on]
+            held = run.policy.at_some_price()
+            clocked = seconds_a_text(load_model(weights), held, text, config.seconds)
     for row in of_policy(
         run.policy,
         chosen_on,
@@ -241,6 +248,7 @@ def _run(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
         metrics=run.metrics,
         saved_layers=config.saved_layers,
         flops=flops,
+        clocked=clocked,
     ):
         yield {**cell.named, **row, **_where(config, len(reported))}
 

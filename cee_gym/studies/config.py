@@ -155,6 +155,8 @@ class StudyConfig:
             the table then says so.
         saved_layers: at which accuracies are compared.
         tokens: the length of a text, in tokens, that FLOPs are counted for.
+        seconds: how long to run each policy by the clock where text and weights are at hand; 0 for
+            not at all. Whatever else the machine does is in the figure.
     """
 
     tasks: tuple[TaskEntry, ...]
@@ -167,6 +169,7 @@ class StudyConfig:
     optimistic: bool = False
     saved_layers: tuple[float, ...] = SAVED_LAYERS
     tokens: int = 32
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for kind in ("tasks", "agents", "exits", "rewards", "seeds", "saved_layers"):
@@ -182,6 +185,7 @@ class StudyConfig:
         for share in self.saved_layers:
             check_number("saved_layers", share, 0, 0.999)
         check_number("tokens", self.tokens, 1)
+        check_number("seconds", self.seconds, 0)
         if self.report_on not in ("dev", "test"):
             raise CeeGymError(f"report_on must be dev or test, got {self.report_on!r}")
         known = ("calibration", "train", self.report_on)

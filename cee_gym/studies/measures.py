@@ -78,6 +78,7 @@ def of_policy(
     metrics: tuple[str, ...],
     saved_layers: tuple[float, ...],
     flops: Flops | None,
+    clocked: tuple[float, float] | None,
 ) -> Iterator[Row]:
     """A policy at its own speed, and at equal shares of saved layers.
 
@@ -90,6 +91,7 @@ def of_policy(
         metrics: of the task.
         saved_layers: at which accuracies are compared.
         flops: of the model, where its weights are at hand.
+        clocked: seconds a text at full depth and of the policy, where they were measured.
     """
     policy = policy.at_some_price()
     alpha = sum(reported.alpha) / 2 if policy.alpha is None else policy.alpha
@@ -103,6 +105,9 @@ def of_policy(
     if flops is not None:
         spent = flops.up_to(policy)[exits - 1].mean()
         row |= {"flops": float(spent), "flops_speedup": flops.full_depth / float(spent)}
+    if clocked is not None:
+        full, early = clocked
+        row |= {"milliseconds": 1000 * early, "wall_clock_speedup": full / early}
     yield row
     for share, right in zip(saved_layers, curve.at(saved_layers), strict=True):
         if share <= curve.saved[-1]:

@@ -1,5 +1,6 @@
 """A study that records its backbones."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,6 +25,7 @@ def config_file(tmp_path, tiny_model, tiny_tokenizer):
 seeds = [0]
 saved_layers = [0.3]
 tokens = 8
+seconds = 0.1
 [[tasks]]
 name = "reviews"
 backbone = "{tmp_path / "tiny"}"
@@ -58,6 +60,9 @@ def test_exits_cut_and_probe_are_compared(config_file, tmp_path) -> None:
     assert load_model(recording / "models" / "deployed").config.pooler == "scaled"
     for row in (probe, own.loc[[("paper", "policy-improvement")]].iloc[0]):
         assert 1 <= row["flops_speedup"] <= row["layer_speedup"] * 1.2
+        assert row["milliseconds"] > 0
+        assert 0.1 < row["wall_clock_speedup"] < 10
+    assert np.isnan(cut["milliseconds"])
     assert own.loc[[("in turn", "policy-improvement")]].iloc[0]["rows"] == len(trace)
     assert "full depth" in own.loc["paper"].index
     pd.testing.assert_frame_equal(run_study(config, tmp_path / "out"), table)
