@@ -4,6 +4,7 @@ Training, recording, the live environment and the runtime all run its layers one
 one path that can stop after any layer, and read them by `cee_gym.exits.reader`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -91,6 +92,9 @@ class MultiExitConfig(PreTrainedConfig):
         self.columns = columns
         self.family = family
         self.temperatures = temperatures
+        # Read before transformers does, for which "1" and "01" are one number.
+        if isinstance(kwargs.get("id2label"), Mapping):
+            _check_numbered(kwargs["id2label"])
         super().__init__(**kwargs)
 
     @property
@@ -112,12 +116,20 @@ class MultiExitConfig(PreTrainedConfig):
             )
         if len(set(names.values())) < len(names):
             raise BackboneError(f"id2label gives two classes one name: {', '.join(names.values())}")
-        if sorted(names) != list(range(len(names))):
-            raise BackboneError(
-                f"id2label numbers {len(names)} classes as {', '.join(map(str, sorted(names)))}: "
-                f"number them from 0 to {len(names) - 1}"
-            )
+        _check_numbered(names)
         return [names[number] for number in range(len(names))]
+
+
+def _check_numbered(names: Mapping[Any, str]) -> None:
+    """Refuses class names whose numbers, as numbers or as text, are not 0 to C - 1.
+
+    In which order they stand says nothing: sorted as text, 10 comes before 2.
+    """
+    if {str(number) for number in names} != {str(number) for number in range(len(names))}:
+        raise BackboneError(
+            f"id2label numbers {len(names)} classes as {', '.join(sorted(map(str, names)))}: "
+            f"number them from 0 to {len(names) - 1}"
+        )
 
 
 @dataclass

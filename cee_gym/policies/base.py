@@ -311,7 +311,8 @@ class ExitPolicy:
         kinds = (*ILL_TYPED, OSError, RuntimeError)  # of the tensors too
         with refused_if_damaged(f"the exit policy at {directory}", "train it again", kinds):
             layout = {}
-            for part, place in found["layout"].items():
+            # By their columns: a file whose keys were sorted is of the same policy.
+            for part, place in sorted(found["layout"].items(), key=lambda one: one[1]):
                 PARTS.get(part)
                 layout[part.rpartition(":")[2]] = slice(*map(int, place))
             low, high = map(float, found["alpha_range"])

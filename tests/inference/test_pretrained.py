@@ -320,6 +320,16 @@ def test_it_is_pushed_whole_and_fetched_from_the_hub(pipeline, tmp_path, monkeyp
     assert_same(fetched("the cat sat"), pipeline("the cat sat"))
 
 
+def test_documents_whose_keys_were_sorted_give_the_same_answers(run, tmp_path) -> None:
+    before = load(run, alpha=1.0)
+    before.save_pretrained(tmp_path / "saved")
+    for file in (tmp_path / "saved").rglob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    after = load(tmp_path / "saved")
+    assert after.policy.observe == before.policy.observe != tuple(sorted(before.policy.observe))
+    assert_same(after(TEXTS), before(TEXTS))
+
+
 def test_a_model_whose_classes_are_not_those_of_its_run_is_refused(run) -> None:
     file = Run.open(run).weights / "config.json"
     config = json.loads(file.read_text())
