@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cee_gym.documents import write_document
+from cee_gym.documents import write_document, written_whole
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.classes import by_class
 from cee_gym.evaluation.curve import (
@@ -319,7 +319,8 @@ def plot(results: Mapping[str, Any], path: Path, title: str) -> None:
     axes.set(xlabel="saved layers (%)", ylabel=f"{results['split']} {metric}", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
 
 
 def write(results: Mapping[str, Any], path: Path, title: str) -> None:

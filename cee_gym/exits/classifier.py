@@ -19,7 +19,7 @@ from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.trial import try_layers
 from cee_gym.backbones.weights import check_backbone_loaded, check_loaded
-from cee_gym.documents import readable_as_others
+from cee_gym.documents import written_into
 from cee_gym.errors import BackboneError, first_line, unreachable_backbone
 from cee_gym.exits.reader import ClassifierExit, Scale, TanhPooler
 
@@ -339,10 +339,11 @@ class MultiExitModel(PreTrainedModel):
         self.config.temperatures = (before * temperatures.cpu()).tolist()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers has it, and lets others read the weights as they may the rest."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for weights in Path(save_directory).glob("*.safetensors"):
-            readable_as_others(weights)
+        """As transformers has it, each file whole, and to be read by whoever may read the rest."""
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with written_into(save_directory) as unfinished:
+            super().save_pretrained(unfinished, *args, **kwargs)
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
         """Everything the backbone does before its first layer; see `EarlyExitModel`."""

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from cee_gym.documents import (
     ILL_TYPED,
     read_document,
-    readable_as_others,
     refused_if_damaged,
     write_document,
+    written_whole,
 )
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.observation import PARTS, Layout
@@ -275,8 +275,8 @@ class ExitPolicy:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # A file of safetensors holds at least one tensor.
-        save_file(self.score.tensors() or _nothing(), directory / "policy.safetensors")
-        readable_as_others(directory / "policy.safetensors")
+        with written_whole(directory / "policy.safetensors") as unfinished:
+            save_file(self.score.tensors() or _nothing(), unfinished)
         write_document(directory / "policy.json", self.description())
 
     def description(self) -> dict[str, Any]:

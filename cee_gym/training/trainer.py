@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import HParam, Logger, configure
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.agents.registry import full_agent_name, preset_for
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import publish, read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
@@ -213,7 +213,7 @@ class ConsistentEETrainer:
             env = problem_env(recording, self.problem, memorized_layers=memorized)
             self.agent.learn(env, self.total_timesteps, logger=logger, progress_bar=progress_bar)
             self.agent.save(here / "agent.partial")
-            (here / "agent.partial").rename(here / "agent")
+            publish(here / "agent.partial", here / "agent")
         results = report(
             self.agent.policy,
             self.problem.problem(recording, "calibration"),
