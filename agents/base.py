@@ -14,9 +14,9 @@ from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import full_agent_name, make_agent
 from cee_gym.documents import (
     read_document,
-    readable_as_others,
     refused_if_damaged,
     write_document,
+    written_whole,
 )
 from cee_gym.errors import CeeGymError
 from cee_gym.observation import Layout
@@ -170,8 +170,8 @@ class Agent(ABC):
         directory = Path(directory)
         self.policy.save(directory)
         timesteps = {"timesteps": torch.tensor(self.timesteps)}
-        save_file(timesteps | self.tensors(), directory / "agent.safetensors")
-        readable_as_others(directory / "agent.safetensors")
+        with written_whole(directory / "agent.safetensors") as unfinished:
+            save_file(timesteps | self.tensors(), unfinished)
         write_document(
             directory / "agent.json",
             {

@@ -1,7 +1,8 @@
-"""JSON documents that cee-gym owns: written whole or not at all, read or refused in one line."""
+"""Files that cee-gym owns: written whole or not at all; JSON is read, or refused in one line."""
 
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +19,31 @@ ILL_TYPED = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 def write_document(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     """Writes a JSON object so that a crash, of the power too, leaves the old file or the new one.
 
-    It is written beside its place, flushed to the disk, and then renamed.
-
     Args:
         path: its folder must exist.
         document: JSON-able, without NaN and infinity.
     """
-    path = Path(path)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a file to write in a block, which takes the place of `path` when the block ends.
+
+    It is written beside its place, flushed to the disk, and then renamed: a crash, of the power
+    too, leaves the old file or the new one, and so does an error in the block. What a killed
+    command leaves beside it, the next one writes over.
+
+    Args:
+        path: its folder must exist.
+    """
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.partial")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield unfinished
+        _finish(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -39,9 +51,59 @@ def write_document(path: str | os.PathLike[str], document: Mapping[str, Any]) ->
     _sync_folder(path.parent)
 
 
-def readable_as_others(path: Path) -> None:
-    """Gives a file the permissions of any new one: safetensors lets nobody but its owner read."""
-    path.chmod(0o666 & ~_UMASK)
+@contextmanager
+def written_into(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a folder to write files into, each of which is then whole in `folder`, or not there.
+
+    For what other libraries write, which write over the files that are there. Files of other names
+    stay. After an error in the block nothing has changed.
+
+    Args:
+        folder: made where there is none.
+    """
+    folder = Path(folder)
+    unfinished = folder / ".partial"
+    shutil.rmtree(unfinished, ignore_errors=True)  # a killed command left it
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        files = [file for file in sorted(unfinished.rglob("*")) if file.is_file()]
+        for file in files:
+            _finish(file)
+        for file in files:
+            place = folder / file.relative_to(unfinished)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+            _sync_folder(place.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def publish(unfinished: Path, finished: Path) -> None:
+    """Gives a folder its final name, once all that is in it is on the disk.
+
+    Args:
+        unfinished: complete.
+        finished: does not exist; its folder does.
+    """
+    for path in unfinished.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            _finish(path)
+        elif path.is_dir():
+            _sync_folder(path)
+    _sync_folder(unfinished)
+    unfinished.rename(finished)
+    _sync_folder(finished.parent)
+
+
+def _finish(file: Path) -> None:
+    """Flushes a file to the disk, and gives it the permissions of any new one.
+
+    safetensors lets nobody but its owner read.
+    """
+    file.chmod(0o666 & ~_UMASK)
+    with file.open("r+b") as opened:
+        os.fsync(opened.fileno())
 
 
 def read_document(

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cee_gym.agents.presets import OBSERVE
 from cee_gym.agents.registry import make_agent, preset_for, preset_hyperparameters
+from cee_gym.documents import written_whole
 from cee_gym.envs import EarlyExitVectorEnv
 from cee_gym.errors import CeeGymError, did_you_mean
 from cee_gym.evaluation.resampling import Interval
@@ -149,7 +150,9 @@ def write_submission(file: str | Path, tables: Mapping[str, Floats]) -> None:
         problem = _checked(id, np.asarray(table))
         arrays[id] = np.asarray(table, dtype=np.float64)
         arrays[f"{id}/fingerprint"] = np.array(problem.trace.fingerprint)
-    np.savez_compressed(file, **arrays)
+    # numpy adds .npz to a name, but not to an open file.
+    with written_whole(file) as unfinished, unfinished.open("wb") as unfinished_file:
+        np.savez_compressed(unfinished_file, **arrays)
 
 
 def read_submission(file: str | Path) -> dict[str, Floats]:

@@ -1,6 +1,7 @@
-"""JSON documents: whole or not at all, and refused in one line."""
+"""Files are written whole or not at all; JSON is refused in one line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 import pytest
 
 import cee_gym.documents
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import (
+    publish,
+    read_document,
+    write_document,
+    written_into,
+    written_whole,
+)
 from cee_gym.errors import CeeGymError, TraceError
 
 
@@ -37,15 +44,16 @@ def test_what_json_cannot_hold_leaves_the_old_document(tmp_path: Path, document:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
 def test_a_failure_while_writing_leaves_the_old_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
 ) -> None:
     def fail(*_: Any) -> None:
         raise error
 
     write_document(tmp_path / "a.json", {"old": 1})
-    monkeypatch.setattr(cee_gym.documents.os, "fsync", fail)
+    monkeypatch.setattr(cee_gym.documents.os, step, fail)
     with pytest.raises(type(error)):
         write_document(tmp_path / "a.json", {"new": 1})
     assert read(tmp_path / "a.json") == {"old": 1}
@@ -70,6 +78,82 @@ documents.write_document(sys.argv[1], {"new": 1})
     write_document(path, {"new": 1})  # what was left beside it is in nobody's way
     assert read(path) == {"new": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(UnicodeEncodeError), written_whole(tmp_path / "a") as file:
+        file.write_text("ne\ud800", encoding="utf-8")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_others_write_over_is_whole_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "a").write_text("of a command that was killed")
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "both").write_text("old")
+    with written_into(tmp_path) as folder:
+        (folder / "both").write_text("new")
+        (folder / "deep" / "er").mkdir(parents=True)
+        (folder / "deep" / "er" / "new").write_text("new")
+    found = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert found == {"old", "both", "deep/er/new"}
+    assert (tmp_path / "both").read_text() == "new"
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(cee_gym.documents.os, step, fail)
+            with pytest.raises(OSError, match="full"), written_into(tmp_path) as folder:
+                (folder / "both").write_text("newer")
+        assert (tmp_path / "both").read_text() == "new"
+        assert sorted(os.listdir(tmp_path)) == ["both", "deep", "old"]
+
+
+def test_a_folder_has_its_name_once_all_in_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made.partial" / "in").mkdir(parents=True)
+    (tmp_path / "made.partial" / "in" / "a").write_text("a")
+    flushed: list[Any] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(f"{tmp_path}"))
+        fsync(handle)
+
+    if os.path.isdir("/proc/self/fd"):
+        monkeypatch.setattr(cee_gym.documents.os, "fsync", note)
+    publish(tmp_path / "made.partial", tmp_path / "made")
+    assert (tmp_path / "made" / "in" / "a").read_text() == "a"
+    assert os.listdir(tmp_path) == ["made"]
+    if os.path.isdir("/proc/self/fd"):
+        assert flushed == ["/made.partial/in", "/made.partial/in/a", "/made.partial", ""]
+
+
+WRITES = re.compile(
+    r"""\bopen\([^)]*["'][wa]|\.write_(text|bytes)\(|save_file\(|np\.savez?|to_parquet\("""
+    r"""|savefig\(|chart\.save\(|json\.dump\(|torch\.save\(|\.rename\((?!["'])"""
+)
+
+
+def test_nothing_else_writes_a_file_in_its_place() -> None:
+    """Every call that writes a file is given the `unfinished` one of documents.py."""
+    package = Path(cee_gym.documents.__file__).parent
+    root = package.parent
+    found = [
+        f"{file.relative_to(root)}: {line.strip()}"
+        for folder in (package, root / "agents", root / "envs")
+        for file in folder.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if WRITES.search(line) and "unfinished" not in line
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from cee_gym.documents import readable_as_others
+from cee_gym.documents import written_whole
 from cee_gym.errors import DataError
 from cee_gym.tasks.prompted import Example, PromptedTask
 
@@ -86,8 +86,9 @@ class TokenSequences:
     def save(self, file: Path) -> None:
         """Writes them."""
         arrays = {"ids": self.ids, "starts": self.starts, "prompts": self.prompts}
-        save_file({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, file)
-        readable_as_others(file)
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        with written_whole(file) as unfinished:
+            save_file(tensors, unfinished)
 
     @classmethod
     def load(cls, file: Path) -> Self:

@@ -1,8 +1,10 @@
 """`cee-gym predict`: classify the texts of a file."""
 
 import csv
+import hashlib
 import io
 import json
+import math
 import os
 import sys
 from collections import deque
@@ -16,6 +18,7 @@ import tyro
 
 from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
+from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, DataError, did_you_mean
 from cee_gym.tasks import get_task, task_names
 from cee_gym.tasks.files import Row, read_jsonl, read_table, without_mark
@@ -53,7 +56,9 @@ class Predict:
     names.
 
     A command that was stopped goes on when it is repeated with --resume: the complete lines of the
-    output are kept, and the texts after them are classified.
+    output are kept, and the texts after them are classified. OUTPUT.settings.json says with what
+    model, speed and input the output was begun, and --resume refuses others. Of the standard input
+    it can only compare the ids.
 
     Attributes:
         model: A saved or exported directory, a run of train, or a name on the hub.
@@ -111,10 +116,14 @@ class Predict:
             tally = _Tally(pipeline.model.num_layers)
             sink: IO[str] = sys.stdout
             if self.to_file:
+                settings = self._settings(pipeline, format, columns)
                 if self.resume and self.output.exists():
+                    self._check_same(settings)
                     self._pass_over(rows, tally)
+                else:
+                    self.output.parent.mkdir(parents=True, exist_ok=True)
+                    write_document(self._settings_file, settings)
                 mode = "a" if self.resume else "x"
-                self.output.parent.mkdir(parents=True, exist_ok=True)
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
                 if self._separator and not sink.tell():
                     sink.write(_table_row(_COLUMNS, self._separator))
@@ -135,6 +144,49 @@ class Predict:
         return self.output != _STANDARD
 
     @property
+    def _settings_file(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.settings.json")
+
+    def _settings(
+        self, pipeline: "EarlyExitPipeline", format: Format, columns: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """All that decides what the lines of the output say."""
+        from cee_gym.backbones.fingerprint import fingerprint_of_tensors
+
+        model, policy = pipeline.model, pipeline.policy
+        described = policy.description()
+        content = None
+        if self.input.is_file():
+            with self.input.open("rb") as source:
+                content = hashlib.file_digest(source, "sha256").hexdigest()
+        return {
+            "model": f"{model.fingerprint}, {model.dtype}",
+            "classes": model.labels,
+            "policy": {
+                **{name: described[name] for name in ("score", "settings", "layout")},
+                "tensors": fingerprint_of_tensors(policy.score.tensors()),
+            },
+            "speed": {"threshold": policy.threshold, "alpha": policy.alpha},
+            "input": content,
+            "format": format,
+            "columns": dict(columns),
+            "truncation": self.truncation,
+        }
+
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        """Refuses to go on with an output that was begun with other settings."""
+        file, remedy = self._settings_file, "give another --output"
+        if not file.exists():
+            raise CeeGymError(f"nothing says how {self.output} was begun ({file.name}): {remedy}")
+        before = read_document(file, f"record of how {self.output} was begun", remedy=remedy)
+        now = json.loads(json.dumps(settings))
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            raise CeeGymError(
+                f"{self.output} was begun with another {', '.join(changed)} ({file.name}): repeat "
+                f"the command as it was, or {remedy}"
+            )
+
+    @property
     def _separator(self) -> str:
         """Of the columns of the output; empty for JSON lines."""
         return {".csv": ",", ".tsv": "\t"}.get(self.output.suffix.lower(), "")
@@ -142,7 +194,7 @@ class Predict:
     def _written(self, line: dict[str, Any]) -> str:
         """One line of the output."""
         if not self._separator:
-            return json.dumps(line) + "\n"
+            return json.dumps(line, allow_nan=False) + "\n"
         return _table_row([line.get(name, "") for name in _COLUMNS], self._separator)
 
     def _found(self, line: bytes) -> dict[str, Any]:
@@ -301,6 +353,8 @@ class Predict:
         result: Result
         for result in pipeline.stream(texts(), truncation=self.truncation):
             number, kept = running.popleft()
+            if not math.isfinite(result.get("score", 0.0)):
+                result = {"error": "the exit gives no number: the weights of the model are damaged"}
             yield kept | ({"line": number} if "error" in result else {}) | result
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cee_gym.documents import written_whole
 from cee_gym.evaluation.compare import FIXED, Comparison, seed_directories
 from cee_gym.evaluation.learning_curves import RETURN, LearningCurve, learning_curves
 
@@ -66,4 +67,5 @@ def plot_comparison(comparison: Comparison, runs: Sequence[str | Path], path: Pa
     leaving.set_title("where rows leave at the own speed", fontsize=10)
     for axes in (speed, learning, leaving):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format=path.suffix[1:])

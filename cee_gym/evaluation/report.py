@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cee_gym.documents import write_document
+from cee_gym.documents import write_document, written_whole
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.classes import by_class
 from cee_gym.evaluation.curve import (
@@ -334,4 +334,5 @@ def curve_figure(results: Mapping[str, Any], title: str) -> "Figure":
 def write(results: Mapping[str, Any], path: Path, title: str) -> None:
     """Writes `PATH.json` and `PATH.png`."""
     write_document(path.with_suffix(".json"), results)
-    curve_figure(results, title).savefig(path.with_suffix(".png"), dpi=120)
+    with written_whole(path.with_suffix(".png")) as unfinished:
+        curve_figure(results, title).savefig(unfinished, dpi=120, format="png")

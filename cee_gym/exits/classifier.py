@@ -4,6 +4,7 @@ Training, recording, the live environment and the runtime all run its layers one
 one path that can stop after any layer, and read them by `cee_gym.exits.reader`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -18,7 +19,7 @@ from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.trial import try_layers
 from cee_gym.backbones.weights import check_backbone_loaded, check_loaded
-from cee_gym.documents import readable_as_others
+from cee_gym.documents import written_into
 from cee_gym.errors import BackboneError, first_line, unreachable_backbone
 from cee_gym.exits.reader import ClassifierExit, Scale, TanhPooler
 
@@ -91,6 +92,9 @@ class MultiExitConfig(PreTrainedConfig):
         self.columns = columns
         self.family = family
         self.temperatures = temperatures
+        # Read before transformers does, for which "1" and "01" are one number.
+        if isinstance(kwargs.get("id2label"), Mapping):
+            _check_numbered(kwargs["id2label"])
         super().__init__(**kwargs)
 
     @property
@@ -112,12 +116,20 @@ class MultiExitConfig(PreTrainedConfig):
             )
         if len(set(names.values())) < len(names):
             raise BackboneError(f"id2label gives two classes one name: {', '.join(names.values())}")
-        if sorted(names) != list(range(len(names))):
-            raise BackboneError(
-                f"id2label numbers {len(names)} classes as {', '.join(map(str, sorted(names)))}: "
-                f"number them from 0 to {len(names) - 1}"
-            )
+        _check_numbered(names)
         return [names[number] for number in range(len(names))]
+
+
+def _check_numbered(names: Mapping[Any, str]) -> None:
+    """Refuses class names whose numbers, as numbers or as text, are not 0 to C - 1.
+
+    In which order they stand says nothing: sorted as text, 10 comes before 2.
+    """
+    if {str(number) for number in names} != {str(number) for number in range(len(names))}:
+        raise BackboneError(
+            f"id2label numbers {len(names)} classes as {', '.join(sorted(map(str, names)))}: "
+            f"number them from 0 to {len(names) - 1}"
+        )
 
 
 @dataclass
@@ -327,10 +339,11 @@ class MultiExitModel(PreTrainedModel):
         self.config.temperatures = (before * temperatures.cpu()).tolist()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers has it, and lets others read the weights as they may the rest."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for weights in Path(save_directory).glob("*.safetensors"):
-            readable_as_others(weights)
+        """As transformers has it, each file whole, and to be read by whoever may read the rest."""
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with written_into(save_directory) as unfinished:
+            super().save_pretrained(unfinished, *args, **kwargs)
 
     def begin(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[LayerCall]]:
         """Everything the backbone does before its first layer; see `EarlyExitModel`."""

@@ -31,9 +31,9 @@ from cee_gym.backbones.layers import LayerCall, layer_calls, make_shell
 from cee_gym.backbones.weights import check_loaded
 from cee_gym.documents import (
     read_document,
-    readable_as_others,
     refused_if_damaged,
     write_document,
+    written_into,
 )
 from cee_gym.errors import BackboneError, CeeGymError, first_line, unreachable_backbone
 
@@ -266,14 +266,12 @@ class MultiExitDecoder(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the backbone as transformers does, and beside it the exits."""
-        directory = Path(directory)
-        self.backbone.save_pretrained(directory)
         tensors = {name: t.contiguous() for name, t in self.adapters.state_dict().items()}
-        save_file(tensors or {"none": torch.zeros(0)}, directory / ADAPTERS)
-        for weights in directory.glob("*.safetensors"):
-            readable_as_others(weights)
         exits = {"depths": list(self.depths), "adapter_rank": self.adapter_rank}
-        write_document(directory / EXITS, {"format": FORMAT, "version": VERSION, **exits})
+        with written_into(directory) as unfinished:
+            self.backbone.save_pretrained(unfinished)
+            save_file(tensors or {"none": torch.zeros(0)}, unfinished / ADAPTERS)
+            write_document(unfinished / EXITS, {"format": FORMAT, "version": VERSION, **exits})
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextStreamer
 
 from cee_gym.backbones.sequences import prompt_ids
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import read_document, write_document, written_into
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits, load_lm_tokenizer
 from cee_gym.generation.decoding import CachePolicy, EarlyExitDecoding
@@ -263,11 +263,12 @@ class EarlyExitTextGeneration:
         directory = Path(directory)
         if directory.exists() and any(directory.iterdir()):
             raise CeeGymError(f"{directory} is not empty: give another directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        self.decoder.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-        save_policy(self.policy, self.measured, directory)
-        write_document(directory / GENERATION, {"version": VERSION, "task": self.task.full_name})
+        made = {"version": VERSION, "task": self.task.full_name}
+        with written_into(directory) as unfinished:
+            self.decoder.save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
+            save_policy(self.policy, self.measured, unfinished)
+            write_document(unfinished / GENERATION, made)
 
     def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
         """Uploads what `save_pretrained` writes.

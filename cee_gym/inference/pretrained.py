@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cee_gym.documents import read_document, refused_if_damaged, write_document
+from cee_gym.documents import (
+    read_document,
+    refused_if_damaged,
+    write_document,
+    written_into,
+)
 from cee_gym.errors import CeeGymError, first_line, is_a_path
 from cee_gym.evaluation.curve import evaluate_policy, fixed_layers
 from cee_gym.policies.base import ExitPolicy
@@ -202,11 +207,12 @@ def save(pretrained: Pretrained, directory: Path, name: str) -> None:
     assert isinstance(model, MultiExitModel)  # an exported one is not saved anew
     if measured.run is not None:
         measured = measure(policy, measured.run)
-    model.save_pretrained(directory)
-    pretrained.tokenizer.save_pretrained(directory)
-    save_policy(policy, measured, directory)
     card = model_card(name, model, policy, measured.evaluation)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    with written_into(directory) as unfinished:
+        model.save_pretrained(unfinished)
+        pretrained.tokenizer.save_pretrained(unfinished)
+        save_policy(policy, measured, unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_policy(policy: ExitPolicy, measured: Measured, directory: Path) -> None:

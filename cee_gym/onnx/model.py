@@ -34,6 +34,7 @@ class OnnxModel:
         width: H.
         num_labels: C.
         exit_layers: where a policy may leave, from 1; the last is among them.
+        dtype: of the weights of layers and exits, float32 or int8.
 
     Raises:
         CeeGymError: if there is none, it is damaged or of another version, or onnxruntime is
@@ -62,6 +63,7 @@ class OnnxModel:
             self.num_layers: int = description["num_layers"]
             self.width: int = description["width"]
             self.exit_layers: list[int] = description["exit_layers"]
+            self.dtype = torch.int8 if description["int8"] else torch.float32
             self._inputs: list[str] = description["inputs"]
             files = dict(description["files"])
         for name, expected in files.items():

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from cee_gym.documents import (
     ILL_TYPED,
     read_document,
-    readable_as_others,
     refused_if_damaged,
     write_document,
+    written_whole,
 )
 from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.observation import PARTS, Layout
@@ -275,8 +275,8 @@ class ExitPolicy:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # A file of safetensors holds at least one tensor.
-        save_file(self.score.tensors() or _nothing(), directory / "policy.safetensors")
-        readable_as_others(directory / "policy.safetensors")
+        with written_whole(directory / "policy.safetensors") as unfinished:
+            save_file(self.score.tensors() or _nothing(), unfinished)
         write_document(directory / "policy.json", self.description())
 
     def description(self) -> dict[str, Any]:
@@ -311,7 +311,8 @@ class ExitPolicy:
         kinds = (*ILL_TYPED, OSError, RuntimeError)  # of the tensors too
         with refused_if_damaged(f"the exit policy at {directory}", "train it again", kinds):
             layout = {}
-            for part, place in found["layout"].items():
+            # By their columns: a file whose keys were sorted is of the same policy.
+            for part, place in sorted(found["layout"].items(), key=lambda one: one[1]):
                 PARTS.get(part)
                 layout[part.rpartition(":")[2]] = slice(*map(int, place))
             low, high = map(float, found["alpha_range"])

@@ -11,6 +11,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from cee_gym.documents import written_whole
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; margin: 0 auto; max-width: 1160px;
   padding: 1em; }
@@ -99,21 +101,23 @@ class Page:
         specs = {name: chart.to_dict() for name, chart in self.charts.items()}
         shown = json.dumps(specs).replace("</", "<\\/")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
+        page = (
             "<!doctype html>\n"
             '<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style></head>\n"
             f"<body><h1>{html.escape(self.title)}</h1>\n" + "\n".join(self.parts) + "\n"
             f"<script>{_bundle()}</script>\n<script>const SPECS = {shown};{_SCRIPT}</script>\n"
-            "</body></html>\n",
-            encoding="utf-8",
+            "</body></html>\n"
         )
+        with written_whole(file) as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
         if pictures is not None:
             pictures.mkdir(parents=True, exist_ok=True)
             for name, chart in self.charts.items():
-                for suffix in ("png", "svg"):
-                    chart.save(str(pictures / f"{name}.{suffix}"))
+                for kind in ("png", "svg"):
+                    with written_whole(pictures / f"{name}.{kind}") as unfinished:
+                        chart.save(str(unfinished), format=kind)
 
 
 @cache

@@ -1,6 +1,7 @@
 """The cells of a study, and the work of one."""
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from cee_gym.agents.presets import OBSERVE
 from cee_gym.agents.registry import make_agent, preset_hyperparameters
+from cee_gym.documents import publish
 from cee_gym.envs.registration import BENCHMARKS
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.flops import Flops, count_flops
@@ -174,9 +176,12 @@ def _cut(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:
         model = AutoModel.from_pretrained(
             backbone, num_hidden_layers=layer, trust_remote_code=False, use_safetensors=True
         )
-        model.save_pretrained(shorter)
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-        tokenizer.save_pretrained(shorter)
+        unfinished = shorter.with_name("backbone.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        publish(unfinished, shorter)
     record = cell.exits.record
     if record.policy_data != "fitted":
         usual = RecordConfig()

@@ -12,7 +12,6 @@ and the file system has locks.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import read_document, write_document, written_whole
 from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.resampling import (
     interquartile_mean,
@@ -95,10 +94,13 @@ def run_study(config: StudyConfig, output: Path) -> pd.DataFrame:
     if done_here:
         say(f"{done_here} cells here in {duration(time.monotonic() - started)}")
     table = read_table(config, output)
-    unfinished = output / f".{TABLE}.{os.getpid()}"
-    table.to_parquet(unfinished)
-    os.replace(unfinished, output / TABLE)
-    write_document(output / SUMMARY, summary(table))
+    summarised = summary(table)
+    # Processes that share the study end at about the same time, and each writes them.
+    (output / "locks").mkdir(exist_ok=True)
+    with FileLock(output / "locks" / f"{TABLE}.lock"):
+        with written_whole(output / TABLE) as unfinished:
+            table.to_parquet(unfinished)
+        write_document(output / SUMMARY, summarised)
     return table
 
 

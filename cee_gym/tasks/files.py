@@ -5,6 +5,7 @@ A row that cannot be read is a `DataError` that says why, in its place.
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def read_jsonl(lines: Iterable[bytes]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode(), parse_constant=_refuse)
+            row = json.loads(line.decode(), parse_constant=_refuse, parse_float=_finite)
         except UnicodeDecodeError:
             yield number, DataError("the line is not valid UTF-8")
         except (ValueError, RecursionError) as error:
@@ -47,7 +48,7 @@ def read_json(content: bytes) -> Iterator[Row]:
         yield from read_jsonl(content.splitlines(keepends=True))
         return
     try:
-        rows = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse)
+        rows = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError:
         raise DataError("it is not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -132,3 +133,11 @@ def _is_text(fields: Sequence[str]) -> bool:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    """Refuses 1e999, which Python reads as infinity and could not write again."""
+    found = float(number)
+    if math.isinf(found):
+        raise ValueError(f"{number} is too large a number")
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cee_gym.documents import publish
 from cee_gym.errors import TraceError, first_line
 from cee_gym.traces.header import (
     ARRAYS,
@@ -221,7 +222,7 @@ class TraceWriter:
             write_header(self._partial, complete)
             # Only now: until the header is complete it says where a killed recording goes on.
             (self._partial / "written.npy").unlink(missing_ok=True)
-            self._partial.rename(self.path)
+            publish(self._partial, self.path)
         except OSError as error:
             raise _write_error(self.path, error) from None
         return Trace.open(self.path)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cee_gym.documents import write_document
+from cee_gym.documents import publish, write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.training import token_phases
@@ -49,8 +49,8 @@ def build(
         else:
             warm_up(setup, work / "models")
             record(setup, work / "models", work / "recording")
-        (work / "models").rename(work / "recording" / "models")
-    (work / "recording").rename(target)
+        publish(work / "models", work / "recording" / "models")
+    publish(work / "recording", target)
     for leftover in work.iterdir():
         leftover.unlink()
     work.rmdir()

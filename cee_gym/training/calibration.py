@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cee_gym.documents import publish
 from cee_gym.errors import DataError
 from cee_gym.exits import load_model
 from cee_gym.progress import say, show_progress
@@ -121,7 +122,7 @@ def calibrate(setup: Setup, trained: Path, calibrated: Path) -> npt.NDArray[np.f
         model = load_model(trained / name, torch.float32)
         model.divide_logits(temperatures)
         model.save_pretrained(unfinished / name)
-    unfinished.rename(calibrated)
+    publish(unfinished, calibrated)
     _warn_of_chance(logits, labels)
     return loss_per_layer(logits, labels).mean(0).double().numpy()
 

@@ -4,7 +4,6 @@ The warm-up and every backbone phase are such a run.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 
 from cee_gym.backbones.encoding import EncodedText, Rows
+from cee_gym.documents import written_whole
 from cee_gym.exits.classifier import MultiExitModel, MultiExitOutput
 from cee_gym.progress import say, show_progress
 from cee_gym.training.config import FitConfig
@@ -174,9 +174,8 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = checkpoint.with_suffix(".partial")
-    save_file(tensors, unfinished, metadata={"done": json.dumps(done)})
-    os.replace(unfinished, checkpoint)
+    with written_whole(checkpoint) as unfinished:
+        save_file(tensors, unfinished, metadata={"done": json.dumps(done)})
 
 
 def resume_checkpoint(

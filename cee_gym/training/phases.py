@@ -25,7 +25,7 @@ from stable_baselines3.common.logger import Logger
 
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import publish, read_document, write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.evaluation.calibration import exits_report
 from cee_gym.exits import MultiExitModel, MultiExitOutput, load_model
@@ -110,7 +110,7 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
         made = ", ".join(f"{recipe} {loss:.4f}" for recipe, loss in losses.items())
         say(f"recipe {kept}; mean cross-entropy on unseen text: {made}")
     write_document(finished / RECIPE, {"recipe": kept, "losses": losses} if setup.recipes else {})
-    finished.rename(models)
+    publish(finished, models)
     shutil.rmtree(work)
 
 
@@ -341,7 +341,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         "exits": exits_report(open_split(unfinished, "calibration"), deployed.config.temperatures),
     }
     write_document(unfinished / RECORDING, description)
-    unfinished.rename(recording)
+    publish(unfinished, recording)
 
 
 def problem_env(

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from cee_gym.backbones.encoding import EncodedText, check_tokenizer, load_tokenizer
 from cee_gym.backbones.families import check_encoder
+from cee_gym.documents import publish
 from cee_gym.errors import BackboneError, unreachable_backbone
 from cee_gym.exits import MultiExitConfig, MultiExitModel, load_model
 from cee_gym.tasks import Task, load_splits
@@ -208,7 +209,7 @@ class Setup:
         self.tokenizer.save_pretrained(unfinished)
         if agent is not None:
             agent.save(unfinished / "agent")
-        unfinished.rename(target)
+        publish(unfinished, target)
 
     def description(self, split: str) -> dict[str, object]:
         """What a trace of this split says about where it comes from."""

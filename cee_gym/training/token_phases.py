@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from torch.nn import functional
 
 from cee_gym.backbones.sequences import Rows, TokenSequences
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import publish, read_document, write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder, has_exits
@@ -175,7 +175,7 @@ def record(
         "made": made,
     }
     write_document(unfinished / RECORDING, description)
-    unfinished.rename(recording)
+    publish(unfinished, recording)
 
 
 def fit_tokens(
@@ -344,4 +344,4 @@ def _save(setup: TokenSetup, decoder: MultiExitDecoder, models: Path, made: dict
     decoder.save_pretrained(unfinished / DEPLOYED)
     setup.tokenizer.save_pretrained(unfinished / DEPLOYED)
     write_document(unfinished / RECIPE, made)
-    unfinished.rename(models)
+    publish(unfinished, models)

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import Logger
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.agents.registry import full_agent_name, preset_for
-from cee_gym.documents import read_document, write_document
+from cee_gym.documents import publish, read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
@@ -217,7 +217,7 @@ class ConsistentEETrainer:
                 calibration=self.problem.problem(recording, "calibration"),
             )
             self.agent.save(here / "agent.partial")
-            (here / "agent.partial").rename(here / "agent")
+            publish(here / "agent.partial", here / "agent")
         results = report(
             self.agent.policy,
             self.problem.problem(recording, "calibration"),

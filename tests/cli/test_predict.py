@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cee_gym import Problem
 from cee_gym.cli import main
 from cee_gym.inference import EarlyExitPipeline
-from cee_gym.policies.rules import Confidence
+from cee_gym.policies.rules import Confidence, Margin
 from cee_gym.registry import Registry
 from cee_gym.tasks import Task, base, register_task
 from tests.made_traces import write_trace
@@ -389,10 +390,86 @@ def assert_same_lines(one: str, other: str) -> None:
 )
 def test_no_other_file_is_gone_on_with(saved, capsys, there) -> None:
     Path("in.txt").write_text("the cat sat\na dog\n")
+    predict(capsys, "--input", "in.txt", "--output", "out")
     Path("out").write_bytes(there)
     message = refused(capsys, "--input", "in.txt", "--output", "out", "--resume")
     assert "of out is not what this command writes there: give another --output" in message
     assert Path("out").read_bytes() == there
+
+
+OTHER = {
+    "model": ("--input", "in.jsonl", "another model"),
+    "policy": ("--input", "in.jsonl", "another policy"),
+    "speed": ("--input", "in.jsonl", "--threshold", "0.6"),
+    "input": ("--input", "other.jsonl"),
+    "columns": ("--input", "in.jsonl", "--text-column", "id"),
+    "truncation": ("--input", "in.jsonl", "--no-truncation"),
+}
+
+
+@pytest.mark.parametrize("changed", OTHER)
+def test_what_was_begun_otherwise_is_not_gone_on_with(saved, capsys, changed) -> None:
+    rows = [{"id": f"the {text}", "text": text} for text in ("the cat sat", "a dog", "a tree")]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("other.jsonl").write_text(Path("in.jsonl").read_text().replace("tree", "cat"))
+    predict(capsys, "--input", "in.jsonl", "--output", "out")
+    first = Path("out").read_bytes().splitlines(keepends=True)[0]
+    Path("out").write_bytes(first)
+    *command, last = OTHER[changed]
+    if last == "another model":
+        with torch.no_grad():
+            saved.model.heads[0].bias.add_(1.0)
+        saved.save_pretrained("model")
+    elif last == "another policy":
+        trace = write_trace(Path("another"), num_layers=3, width=16, num_labels=2)
+        policy = Margin(threshold=0.75).policy(Problem(trace, observe=("margin",)))
+        policy.save("model/policy")
+    else:
+        command.append(last)
+    message = refused(capsys, *command, "--output", "out", "--resume")
+    assert message.startswith(
+        f"cee-gym: out was begun with another {changed} (out.settings.json): repeat"
+    )
+    assert Path("out").read_bytes() == first
+
+
+def test_the_same_speed_in_other_words_goes_on(saved, capsys) -> None:
+    Path("in.txt").write_text("the cat sat\na dog\n")
+    predict(capsys, "--input", "in.txt", "--output", "out")
+    whole = Path("out").read_bytes()
+    Path("out").write_bytes(whole.splitlines(keepends=True)[0])
+    command = ("--input", "in.txt", "--output", "out", "--threshold", "0.75", "--batch-size", "1")
+    predict(capsys, *command, "--resume")
+    assert_same_lines("out", "out")
+    assert Path("out").read_bytes().count(b"\n") == 2
+    Path("out.settings.json").unlink()
+    message = refused(capsys, *command, "--resume")
+    assert "nothing says how out was begun (out.settings.json): give another --output" in message
+
+
+def test_a_number_that_json_cannot_hold_costs_its_row_only(saved, capsys) -> None:
+    ids = ("1e999", "-1e999", "NaN", "Infinity", "[1e999]", "1e300")
+    Path("in.jsonl").write_text("".join(f'{{"id": {id}, "text": "a cat"}}\n' for id in ids))
+    lines, _ = predict(capsys, "--input", "in.jsonl", code=2)
+    assert [line.get("error") for line in lines] == [
+        "the line is not JSON (1e999 is too large a number)",
+        "the line is not JSON (-1e999 is too large a number)",
+        "the line is not JSON (NaN is no number of JSON)",
+        "the line is not JSON (Infinity is no number of JSON)",
+        "the line is not JSON (1e999 is too large a number)",
+        None,
+    ]
+    assert lines[-1]["id"] == 1e300
+
+
+def test_a_score_that_is_no_number_is_an_error(saved, capsys) -> None:
+    with torch.no_grad():
+        saved.model.heads[2].bias.fill_(torch.nan)
+    saved.save_pretrained("model")
+    Path("in.txt").write_text("the cat sat\n")
+    (line,), _ = predict(capsys, "--input", "in.txt", "--threshold", "1", code=2)
+    assert line == {"line": 1, "error": line["error"]}
+    assert "gives no number" in line["error"]
 
 
 def test_only_a_file_is_gone_on_with(saved, capsys) -> None:

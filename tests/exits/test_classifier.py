@@ -317,6 +317,19 @@ def test_classes_that_are_not_numbered_from_0_are_refused(
         MultiExitModel(config)
 
 
+@pytest.mark.parametrize("numbers", [("0", "2"), ("1", "2"), ("0", "01"), ("0", "x"), ("0", "1.0")])
+def test_a_configuration_that_numbers_its_classes_otherwise_is_refused(
+    numbers: tuple[str, str], tmp_path: Path, tiny_model: MultiExitModel
+) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["id2label"] = dict(zip(numbers, ("a", "b"), strict=True))
+    file.write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match=f"as {', '.join(numbers)}: number them from 0 to 1"):
+        load_model(tmp_path)
+
+
 def test_what_it_is_for_is_kept(checkpoint: Path, tmp_path: Path) -> None:
     for pair in (False, True):
         model = MultiExitModel.from_backbone(str(checkpoint), LABELS, task="rte", pair=pair)

@@ -13,7 +13,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.evaluation.report import report
 from cee_gym.inference import EarlyExitPipeline
 from cee_gym.inference.pretrained import find_policy, load_policy
-from cee_gym.policies.speeds import Speed
+from cee_gym.policies.speeds import Speed, measure_speeds
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import Run
 from tests.inference.answers import THRESHOLD, assert_same
@@ -318,6 +318,36 @@ def test_it_is_pushed_whole_and_fetched_from_the_hub(pipeline, tmp_path, monkeyp
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     fetched = EarlyExitPipeline.from_pretrained("me/tiny", revision="v1", device="cpu")
     assert_same(fetched("the cat sat"), pipeline("the cat sat"))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"saved_layers": 0.1}, {"saved_layers": 0.3}, {"points_lost": 5.0}], ids=str
+)
+def test_a_speed_is_one_threshold_and_price_wherever_it_is_asked_for(run, tmp_path, asked) -> None:
+    speed = Speed(**asked)
+    loaded = load(run, alpha=1.0)
+    loaded.save_pretrained(tmp_path / "saved")
+    policy, problem = Run.open(run).policy, Run.open(run).problem("calibration")
+    held = [
+        load(run, **asked).policy,  # as predict does
+        loaded.at(speed).policy,  # as the server does, for a request
+        load(tmp_path / "saved", **asked).policy,
+        load(tmp_path / "saved").at(speed).policy,
+        load_policy(run, speed),
+        policy.for_budget(**asked, on=problem),
+        speed.choose(policy, measure_speeds(policy, problem)),
+    ]
+    assert len({(one.threshold, one.alpha, one.chosen_on) for one in held}) == 1
+
+
+def test_documents_whose_keys_were_sorted_give_the_same_answers(run, tmp_path) -> None:
+    before = load(run, alpha=1.0)
+    before.save_pretrained(tmp_path / "saved")
+    for file in (tmp_path / "saved").rglob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    after = load(tmp_path / "saved")
+    assert after.policy.observe == before.policy.observe != tuple(sorted(before.policy.observe))
+    assert_same(after(TEXTS), before(TEXTS))
 
 
 def test_a_model_whose_classes_are_not_those_of_its_run_is_refused(run) -> None:

@@ -35,6 +35,17 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
             OnnxModel(old)
 
 
+def test_classes_go_by_number_in_documents_whose_keys_were_sorted(tmp_path: Path) -> None:
+    directory = copy_of(exported("bert"), tmp_path / "sorted")
+    config = json.loads((directory / "config.json").read_text())
+    names = {number: f"class {number}" for number in range(12)}
+    config["id2label"] = {str(number): name for number, name in names.items()}
+    (directory / "config.json").write_text(json.dumps(config, sort_keys=True))  # 0, 1, 10, 11, 2
+    description = json.loads((directory / "export.json").read_text())
+    (directory / "export.json").write_text(json.dumps(description, sort_keys=True))
+    assert OnnxModel(directory).labels == list(names.values())
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     directory = exported("bert")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
