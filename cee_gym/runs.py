@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from cee_gym.documents import read_document, refused_if_damaged, write_document
 from cee_gym.errors import CeeGymError
+from cee_gym.hold import hold
 from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import AT_ONCE, NEVER, Speeds
 from cee_gym.problem import Problem
@@ -177,6 +178,10 @@ class Run:
         Raises:
             CeeGymError: if those kept before are damaged.
         """
+        with hold(self.directory / POINTS, wait=10):
+            self._keep(points)
+
+    def _keep(self, points: Mapping[str, Mapping[str, Any]]) -> None:
         with refused_if_damaged(str(self.directory / POINTS), "remove it and evaluate again"):
             kept = self._kept()
             for name, point in points.items():

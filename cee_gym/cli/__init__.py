@@ -1,6 +1,7 @@
 """cee-gym: record a backbone, train an exit policy, tune it, evaluate it."""
 
 import contextlib
+import errno
 import io
 import os
 import shlex
@@ -26,7 +27,7 @@ from cee_gym.cli.study import Study
 from cee_gym.cli.suitability import Suitability
 from cee_gym.cli.train import Train
 from cee_gym.cli.tune import Tune
-from cee_gym.errors import CeeGymError, did_you_mean
+from cee_gym.errors import CeeGymError, did_you_mean, first_line
 from cee_gym.tables import paragraph
 
 COMMANDS: tuple[type[Any], ...] = (
@@ -87,21 +88,30 @@ def main(args: list[str] | None = None) -> None:
         # Whoever read has enough. At its end Python would flush, and complain, once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (
-        FileExistsError,
-        FileNotFoundError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    ) as error:
-        print(f"cee-gym: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except Exception as error:
-        # Each library that writes a file has its own kind of error for this, SQLite its own words.
-        if not any(w in str(error) for w in ("No space left on device", "disk is full")):
-            raise
-        print(f"cee-gym: the disk is full: {error}; what is done is kept", file=sys.stderr)
+        print(f"cee-gym: {_of_system(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+# Libraries that write files have their own kinds of errors for these, SQLite its own words.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")
+_OF_SYSTEM = tuple(
+    os.strerror(number)
+    for number in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.EFBIG)
+)
+
+
+def _of_system(error: Exception) -> str:
+    """What the operating system refuses, in a line; any other error is raised again."""
+    text = first_line(error)
+    if any(words in str(error) for words in _FULL):
+        return f"the disk is full: {text}; what is done is kept"
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}"
+    if any(words in str(error) for words in (*_OF_SYSTEM, "readonly database")):
+        return text
+    raise error
 
 
 def _parsed(words: list[str]) -> Any:

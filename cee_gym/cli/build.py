@@ -77,7 +77,7 @@ class Build:
             recorded_splits,
             shipped_backbone,
         )
-        from cee_gym.training.build import build
+        from cee_gym.training.build import build, clean
         from cee_gym.training.setup import Setup
         from cee_gym.training.token_setup import TokenSetup
 
@@ -101,6 +101,7 @@ class Build:
             task, place = task_named(name), home() / id
         target = (self.output or place).absolute()
         if recorded_splits(target):
+            clean(target)
             raise CeeGymError(f"{target} holds a recording already: remove it to record again")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise CeeGymError(f"{target} is in the way: give --output a new or empty directory")

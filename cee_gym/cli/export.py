@@ -9,6 +9,7 @@ import tyro
 from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError
+from cee_gym.hold import hold
 
 
 @command("export")
@@ -52,10 +53,12 @@ class Export:
             known = measured.at(speed, policy)
         weights = weights_in(directory)
         model, tokenizer = load_model(weights), load_tokenizer(str(weights))
-        export(model, self.output, tokenizer=tokenizer, int8=self.int8)
+        with hold(self.output):
+            export(model, self.output, tokenizer=tokenizer, int8=self.int8)
+            if known is not None:
+                save_policy(*known, self.output)
         print(f"wrote {model.num_layers} layers to {self.output}")
         if known is None:
             print(f"to run it: cee_gym.onnx.runtime.OnnxRuntime({str(self.output)!r}, policy)")
             return
-        save_policy(*known, self.output)
         print(f"to run it: cee-gym predict {self.output} --input FILE, cee-gym serve {self.output}")

@@ -13,6 +13,7 @@ import tyro
 from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError, first_line
+from cee_gym.hold import hold
 from cee_gym.tasks.files import read_jsonl
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class Generate:
         with ExitStack() as files:
             sink: IO[str] = sys.stdout
             if self.output != _STANDARD:
-                self.output.parent.mkdir(parents=True, exist_ok=True)
+                files.enter_context(hold(self.output))
+                if self.output.exists():
+                    raise CeeGymError(f"{self.output} is there already: give another --output")
                 sink = files.enter_context(self.output.open("x", encoding="utf-8"))
             for line in self._lines(generator):
                 if "error" in line:

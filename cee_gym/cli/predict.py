@@ -20,6 +20,7 @@ from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
 from cee_gym.documents import read_document, write_document
 from cee_gym.errors import CeeGymError, DataError, did_you_mean
+from cee_gym.hold import hold
 from cee_gym.tasks import get_task, task_names
 from cee_gym.tasks.files import Row, read_jsonl, read_table, without_mark
 from cee_gym.tasks.labels import LabelColumn
@@ -95,11 +96,7 @@ class Predict:
         with ExitStack() as files:
             source = self._open_input(files)
             format = self._format()
-            if self.output.exists() and not self.resume:
-                raise CeeGymError(
-                    f"{self.output} is there already: give --resume to go on with it, or another "
-                    "--output"
-                )
+            self._refuse_to_write_over()
             self.speed.speed()
             directory = loading(self.model)
             from cee_gym.inference.pipeline import EarlyExitPipeline
@@ -116,12 +113,13 @@ class Predict:
             tally = _Tally(pipeline.model.num_layers)
             sink: IO[str] = sys.stdout
             if self.to_file:
+                files.enter_context(hold(self.output))
+                self._refuse_to_write_over()
                 settings = self._settings(pipeline, format, columns)
                 if self.resume and self.output.exists():
                     self._check_same(settings)
                     self._pass_over(rows, tally)
                 else:
-                    self.output.parent.mkdir(parents=True, exist_ok=True)
                     write_document(self._settings_file, settings)
                 mode = "a" if self.resume else "x"
                 sink = files.enter_context(self.output.open(mode, encoding="utf-8"))
@@ -142,6 +140,13 @@ class Predict:
     def to_file(self) -> bool:
         """Whether there is something to go on with."""
         return self.output != _STANDARD
+
+    def _refuse_to_write_over(self) -> None:
+        if self.output.exists() and not self.resume:
+            raise CeeGymError(
+                f"{self.output} is there already: give --resume to go on with it, or another "
+                "--output"
+            )
 
     @property
     def _settings_file(self) -> Path:

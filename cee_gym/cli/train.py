@@ -24,6 +24,7 @@ from cee_gym.cli.arguments import (
 )
 from cee_gym.cli.options import command
 from cee_gym.errors import CeeGymError
+from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training.config import (
     AlternationConfig,
@@ -143,9 +144,10 @@ class Train:
             if any(setting.startswith("seed=") for setting in self.set):
                 raise CeeGymError("--seeds gives each run its seed: leave --set seed out")
             output = self.output or Path("runs") / name
-            runs = {s: self._one(id, task, own, s, output / f"seed-{s}") for s in self.seeds}
-            results = over_seeds(runs)
-            write_document(output / "seeds.json", results)
+            with hold(output):
+                runs = {s: self._one(id, task, own, s, output / f"seed-{s}") for s in self.seeds}
+                results = over_seeds(runs)
+                write_document(output / "seeds.json", results)
             print(seeds_table(results))
         if not self.seeds and (lines := live_lines(Run.open(output).evaluation)):
             print(lines)

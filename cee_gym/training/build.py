@@ -1,6 +1,7 @@
 """A recording from a backbone and text, which goes on where it was stopped."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from cee_gym.documents import publish, write_document
 from cee_gym.errors import CeeGymError
+from cee_gym.hold import hold
 from cee_gym.policies.base import ExitPolicy
+from cee_gym.traces.recordings import recorded_splits
 from cee_gym.training import token_phases
 from cee_gym.training.phases import record, warm_up
 from cee_gym.training.setup import Setup
@@ -32,9 +35,31 @@ def build(
         policy: of tokens, under whose exits they are recorded.
 
     Raises:
-        CeeGymError: if an unfinished build was begun with other settings.
+        CeeGymError: if another process is writing the target, something else is there, or an
+            unfinished build was begun with other settings.
     """
-    work = target.with_name(f"{target.name}.build")
+    with hold(target):
+        clean(target)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise CeeGymError(f"{target} is in the way: give a new or empty directory")
+        _build(setup, target, further, policy)
+
+
+def clean(target: Path) -> None:
+    """Removes what a build that was killed at its very end left beside its recording."""
+    work = _work(target)
+    if recorded_splits(target) and not (work / "recording").exists():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _work(target: Path) -> Path:
+    return target.with_name(f"{target.name}.build")
+
+
+def _build(
+    setup: Setup | TokenSetup, target: Path, further: Mapping[str, Any], policy: ExitPolicy | None
+) -> None:
+    work = _work(target)
     settings = json.loads(json.dumps(asdict(setup.config)))
     if isinstance(setup, TokenSetup):
         settings["tokens"] = json.loads(json.dumps(asdict(setup.tokens)))
@@ -51,9 +76,7 @@ def build(
             record(setup, work / "models", work / "recording")
         publish(work / "models", work / "recording" / "models")
     publish(work / "recording", target)
-    for leftover in work.iterdir():
-        leftover.unlink()
-    work.rmdir()
+    clean(target)
 
 
 def check_same(file: Path, settings: dict[str, Any]) -> None:

@@ -92,9 +92,10 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
             about.
         logger: takes loss and accuracy per layer.
     """
-    if models.exists():
-        return
     work = models.with_name(f"{models.name}.training")
+    if models.exists():
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed at its very end
+        return
     if setup.calibrates:
         probe(setup, work / "probe")
     if setup.recipes != ("probe",):
@@ -212,9 +213,10 @@ def backbone_phase(
 
         return objective
 
-    if models.exists():
-        return load_agent(models / DEPLOYED / "agent") if together else agent
     work = models.with_name(f"{models.name}.training")
+    if models.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        return load_agent(models / DEPLOYED / "agent") if together else agent
     for name in setup.partition.fit:
         label = f"{BACKBONE}/{name}"
         seed = _phase_seed(setup.config.seed, f"backbone/{name}/{number}")
@@ -251,9 +253,10 @@ def _train_one(
     Every stage has a checkpoint of what it trains. Those of complete stages stay until the end, so
     that a run that was stopped passes through them to where it was.
     """
-    if target.exists():
-        return
     checkpoints = target.with_name(f"{target.name}.checkpoints")
+    if target.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return
     model = load()
     rng = np.random.default_rng(setup.config.seed)
     watched = np.sort(rng.permutation(setup.partition.calibration)[:MOST_WATCHED])

@@ -52,7 +52,9 @@ def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> No
         models: where it is to be.
         logger: takes the loss.
     """
+    checkpoint = _checkpoint(models)
     if models.exists():
+        checkpoint.unlink(missing_ok=True)  # of a process that was killed at its very end
         return
     decoder = setup.initial_model()
     made: dict[str, Any] = {}
@@ -68,12 +70,12 @@ def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> No
             _adapter_descent(decoder, setup.tokens.loss),
             setup.tokens.adapters,
             seed=setup.config.seed,
-            checkpoint=models.with_name(f"{models.name}.checkpoint.safetensors"),
+            checkpoint=checkpoint,
             name=f"{WARM_UP}/adapters",
             logger=logger,
         )
     _save(setup, decoder, models, made)
-    models.with_name(f"{models.name}.checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
 def backbone_phase(
@@ -100,13 +102,14 @@ def backbone_phase(
         number: of the round.
         logger: takes the loss.
     """
+    checkpoint = _checkpoint(models)
     if models.exists():
+        checkpoint.unlink(missing_ok=True)  # of a process that was killed at its very end
         return
     decoder, reference = MultiExitDecoder.load(before / DEPLOYED), setup.initial_model().eval()
     leave = policy_leave(decoder, policy)
     merge = _add_lora(decoder, setup.tokens.lora_rank)
     parameters = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
-    checkpoint = models.with_name(f"{models.name}.checkpoint.safetensors")
     fit_tokens(
         decoder,
         parameters,
@@ -336,6 +339,10 @@ def _add_lora(decoder: MultiExitDecoder, rank: int) -> Callable[[], None]:
         decoder.requires_grad_(True)
 
     return merge
+
+
+def _checkpoint(models: Path) -> Path:
+    return models.with_name(f"{models.name}.checkpoint.safetensors")
 
 
 def _save(setup: TokenSetup, decoder: MultiExitDecoder, models: Path, made: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from cee_gym.documents import publish, read_document, write_document
 from cee_gym.errors import CeeGymError, check_number
 from cee_gym.evaluation.report import report
 from cee_gym.hardness import memorized_layer
+from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
 from cee_gym.traces.recordings import open_split, recorded_splits
@@ -116,14 +117,19 @@ class ConsistentEETrainer:
             The evaluation of the last round on dev, see `cee_gym.evaluation.report.report`.
 
         Raises:
-            CeeGymError: if `output` holds a run and `resume` is not given, or one with other
-                settings; or if the agent cannot learn from these observations.
+            CeeGymError: if another process is writing `output`; if it holds a run and `resume` is
+                not given, or one with other settings; or if the agent cannot learn from these
+                observations.
         """
         self._check_problem()
         if self.recording is not None:
             for split in recorded_splits(self.recording):
                 open_split(self.recording, split).verify()
-        self._claim_output(resume)
+        with hold(self.output):
+            self._claim_output(resume)
+            return self._rounds(progress_bar)
+
+    def _rounds(self, progress_bar: bool) -> dict[str, Any]:
         settings = self.description()
         phases = []
         if isinstance(self.setup, Setup):

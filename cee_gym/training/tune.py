@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from cee_gym.agents.presets import Preset
 from cee_gym.agents.registry import (
@@ -30,6 +29,7 @@ from cee_gym.agents.registry import (
 from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
+from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.progress import show_progress
 from cee_gym.settings import MOST_SEED, Range
@@ -161,15 +161,10 @@ def tune(
     """
     check_number("trials", trials, 1)
     description = search.description()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / "study.lock", timeout=0):
-            study = _open_study(output / "study.db", description)
-            _run(study, search, trials, timeout_s, progress_bar)
-    except Timeout:
-        raise CeeGymError(
-            f"another search is writing {output}: wait for it, or give another --output"
-        ) from None
+    with hold(output):
+        output.mkdir(parents=True, exist_ok=True)
+        study = _open_study(output / "study.db", description)
+        _run(study, search, trials, timeout_s, progress_bar)
     best = {
         **description,
         "trials": len(_done(study)),

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from filelock import FileLock
 
 from cee_gym import ExitPolicy
 from cee_gym.cli import main
 from cee_gym.errors import CeeGymError
+from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.training import tune as tune_module
 from cee_gym.training.phases import problem_env
@@ -159,7 +159,7 @@ def test_another_search_in_the_same_place_is_refused(search, tmp_path) -> None:
 
 def test_two_do_not_write_the_same_place(search) -> None:
     Path("tune").mkdir()
-    with FileLock("tune/study.lock"), pytest.raises(CeeGymError, match="another search"):
+    with hold(Path("tune")), pytest.raises(CeeGymError, match="another process is writing"):
         go(search, 1)
     assert go(search, 1)["trials"] == 1
 
