@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-generation test test-all docs notebooks lint format clean
+.PHONY: demo demo-generation test test-all docs notebooks chaos lint format clean
 
 demo: .venv/installed
 	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
@@ -28,6 +28,12 @@ docs: .venv/installed
 # Runs them, and keeps what they print and draw.
 notebooks: .venv/installed
 	$(BIN)/python notebooks/execute.py
+
+# Kills commands at random moments: nothing may be lost. Takes long; KILLS and PAIRS say how much.
+KILLS ?= 300
+PAIRS ?= 40
+chaos: .venv/installed
+	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --pairs $(PAIRS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ class Serve:
     Attributes:
         model: A saved or exported directory, a run of train, or a name on the hub.
         host: The address to listen on.
+        allowed_host: Names that clients call the server by, beside --host and those of the local
+            host. * allows any.
         port: The port to listen on. 0 takes a free one, which is printed.
         speed: How fast the policy should be. A request may ask for another speed.
         max_batch: The largest number of texts that run together.
@@ -37,6 +39,7 @@ class Serve:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     host: str = "127.0.0.1"
+    allowed_host: tuple[str, ...] = ()
     port: int = 8000
     speed: SpeedArguments = field(default_factory=SpeedArguments)
     max_batch: int = 32
@@ -70,7 +73,7 @@ class Serve:
             generator = EarlyExitTextGeneration.from_pretrained(
                 directory, full_depth=self.full_depth, **vars(self.speed)
             )
-            serve(make_generation_app(generator), self.host, self.port)
+            serve(make_generation_app(generator), self.host, self.port, self.allowed_host)
             return
         pipeline = EarlyExitPipeline.from_pretrained(directory, **vars(self.speed))
         if self.full_depth:
@@ -78,4 +81,4 @@ class Serve:
         policy = pipeline.policy
         print(f"policy {policy.name}, leaves above {policy.threshold:.4g}", file=sys.stderr)
         app = make_app(pipeline, max_batch=self.max_batch, max_wait_ms=self.max_wait_ms)
-        serve(app, self.host, self.port)
+        serve(app, self.host, self.port, self.allowed_host)

@@ -2,12 +2,13 @@
 
 Requests wait in one queue, from which one thread takes them in batches; see
 `cee_gym.serving.batching`. The OpenAPI document is at `/openapi.json`, to be read at `/docs`. There
-is no authentication: keep the server on the local host, or put a proxy before it.
+is no encryption: keep the server on the local host, or put a proxy before it. It answers to its own
+names alone, and can want a token; see `cee_gym.serving.access`.
 """
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -29,6 +30,7 @@ except ImportError as error:
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
 from cee_gym.policies.rules import full_depth as never_leaving
+from cee_gym.serving.access import Access, token_of_environment
 from cee_gym.serving.limits import Guard, Limits, connection
 from cee_gym.serving.listening import bound
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
@@ -229,7 +231,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
+def serve(app: FastAPI, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
 
     A connection on which a request does not arrive in time (see `Limits`) is closed, and so is one
@@ -239,10 +241,12 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         app: of `make_app`.
         host: to listen on.
         port: 0 for one that is free; it is printed.
+        allowed_hosts: names it answers to, beside `host` and those of the local host.
 
     Raises:
-        CeeGymError: if it cannot listen there.
+        CeeGymError: if it cannot listen there, or the token of the environment is none.
     """
+    app.add_middleware(Access, hosts=(host, *allowed_hosts), token=token_of_environment())
     listening = bound(host, port)
     address, port = listening.getsockname()[:2]
     name = f"[{address}]" if ":" in address else address
