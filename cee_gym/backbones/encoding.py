@@ -26,7 +26,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         # Where it is left open transformers asks on the standard input, which may hold texts.
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception as error:  # damaged files bring about errors of any kind
+        if tokenizer.pad_token_id is not None:
+            # What is damaged may only show where it is used.
+            tokenizer(["a", "a b"], ["a", "b"], truncation=True, max_length=8, padding=True)
+            tokenizer("a")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of any kind: tokenizers panics past Exception
         raise BackboneError(f"no tokenizer at {name_or_path}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where weights lie without a vocabulary, transformers makes a tokenizer that knows no word.

@@ -314,7 +314,10 @@ class ExitPolicy:
             # By their columns: a file whose keys were sorted is of the same policy.
             for part, place in sorted(found["layout"].items(), key=lambda one: one[1]):
                 PARTS.get(part)
-                layout[part.rpartition(":")[2]] = slice(*map(int, place))
+                begin, end = map(int, place)
+                if not 0 <= begin < end:
+                    raise ValueError(f"{part} has columns from {begin} to {end}")
+                layout[part.rpartition(":")[2]] = slice(begin, end)
             low, high = map(float, found["alpha_range"])
             threshold = float(found["threshold"])
             if not all(map(math.isfinite, (low, high, threshold))):

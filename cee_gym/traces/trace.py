@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -82,7 +83,7 @@ class Trace:
             file = path / f"{name}.npy"
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, TokenError) as error:
                 raise TraceError(
                     f"the trace at {path} is damaged: {file.name} cannot be read "
                     f"({first_line(error)}); record it again"

@@ -1,4 +1,5 @@
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -264,3 +265,25 @@ def test_a_tokenizer_without_a_mask_is_refused(tiny_tokenizer, tiny_model) -> No
     tokenizer.model_input_names = ["input_ids"]
     with pytest.raises(BackboneError, match="gives no attention_mask"):
         check_tokenizer(tokenizer, tiny_model.backbone, pair=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("tokenizer_config.json", '"model_max_length": 32', '"model_max_length": [1]'),
+        ("tokenizer_config.json", '"model_max_length": 32', '"model_max_length": "x"'),
+        ("tokenizer.json", '"unk_token"', '"unknown"'),
+    ],
+)
+def test_what_is_damaged_in_a_tokenizer_is_told_when_it_is_loaded(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, file: str, before: str, after: str
+) -> None:
+    tiny_tokenizer.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    content["model_max_length"] = 32
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    text = (tmp_path / file).read_text()
+    assert before in text
+    (tmp_path / file).write_text(text.replace(before, after))
+    with pytest.raises(BackboneError, match=f"no tokenizer at {tmp_path}"):
+        load_tokenizer(str(tmp_path))
