@@ -29,11 +29,12 @@ docs: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/python notebooks/execute.py
 
-# Kills commands at random moments: nothing may be lost. Takes long; KILLS and PAIRS say how much.
+# Kills commands at random moments: nothing may be lost. Takes long; KILLS, CRASHES and PAIRS say how much.
 KILLS ?= 300
+CRASHES ?= 200
 PAIRS ?= 40
 chaos: .venv/installed
-	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --pairs $(PAIRS)
+	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --crashes $(CRASHES) --pairs $(PAIRS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

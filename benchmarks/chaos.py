@@ -4,10 +4,11 @@ Every scenario is a command in a process of its own. It is run once undisturbed;
 again into another output, each time killed after a random time by SIGKILL, SIGINT or SIGTERM, also
 while it still imports, and gone on with as its help says, until it ends. The result has to be the
 undisturbed one, bit for bit, with nothing beside it, and no log may hold a traceback.
-`--pairs` pairs of different commands are started into one output at once: one of them has it, or
-the other, never both.
+`--crashes` times a command ends within an operation on files, as at a loss of power: before the
+k-th rename, flush, removal or new folder. `--pairs` pairs of different commands are started into
+one output at once: one of them has it, or the other, never both.
 
-python -m benchmarks.chaos --kills 300 --pairs 40   (`make chaos`; results in results/chaos.json)
+python -m benchmarks.chaos --kills 300 --crashes 200 --pairs 40   (`make chaos`)
 """
 
 import csv
@@ -43,6 +44,7 @@ class Args:
     """How much, and from which seed."""
 
     kills: int = 300
+    crashes: int = 200
     pairs: int = 40
     seed: int = 0
 
@@ -93,6 +95,27 @@ PAIRS = (
         "predict model --input many.jsonl --output OUT",
     ),
 )
+
+
+# Ends the process before the k-th operation on files; says how many there were at its end.
+CRASH = """
+import atexit, os, sys
+from cee_gym.cli import main
+at, count = int(sys.argv.pop(1)), 0
+def ending(act):
+    def operation(*args, **kwargs):
+        global count
+        count += 1
+        if count == at:
+            os._exit(99)
+        return act(*args, **kwargs)
+    return operation
+for name in ("replace", "rename", "fsync", "unlink", "remove", "mkdir", "rmdir"):
+    setattr(os, name, ending(getattr(os, name)))
+atexit.register(lambda: print("operations", count))
+main()
+"""
+CRASHED = ("record", "train", "predict", "tune", "study")
 
 
 @dataclass
@@ -217,6 +240,40 @@ def disturb(name: str, scenario: Scenario, kills: int, draw: random.Random) -> T
     return tally
 
 
+def crash(count: int, draw: random.Random) -> Tally:
+    """Ends commands within operations on files; what each gives undisturbed is there already."""
+    tally = Tally()
+    for name in CRASHED:
+        scenario, expected = SCENARIOS[name], digest(Path(f"whole-{name}") / "out")
+        folder = Path(f"counted-{name}")
+        folder.mkdir()
+        words = command(scenario.words, folder / "out")[3:]
+        begin([sys.executable, "-c", CRASH, "0", *words], folder / "log").wait()
+        operations = int((folder / "log").read_text().rsplit("operations", 1)[1].split()[0])
+        for number in range(-(-count // len(CRASHED))):
+            at = draw.randint(1, operations)
+            folder = Path(f"crash-{name}-{number}")
+            folder.mkdir()
+            output, log = folder / "out", folder / "log"
+            tally.runs += 1
+            words = command(scenario.words, output)[3:]
+            if begin([sys.executable, "-c", CRASH, str(at), *words], log).wait() != 99:
+                continue  # fewer operations than when they were counted
+            tally.kills += 1
+            more = scenario.resume if output.exists() else ""
+            code = begin(command(scenario.words, output, more), log).wait()
+            found = digest(output) if output.exists() else {}
+            if found != expected:
+                tally.lost.append(f"{folder}: operation {at}: exit code {code}, other than whole")
+            elif code not in (0, 2):
+                tally.lost.append(f"{folder}: operation {at}: exit code {code}")
+            if "Traceback" in log.read_text(errors="replace"):
+                tally.tracebacks.append(f"{folder}: operation {at}")
+            found_beside = beside(folder, output)
+            tally.leftovers += [f"{folder}/{one}: operation {at}" for one in found_beside]
+    return tally
+
+
 def two_at_once(pairs: int, draw: random.Random) -> Tally:
     """Starts different commands into one output."""
     tally = Tally()
@@ -318,6 +375,7 @@ def main(args: Args) -> None:
         tallies = {
             name: disturb(name, scenario, share, draw) for name, scenario in SCENARIOS.items()
         }
+        tallies["crashes"] = crash(args.crashes, draw)
         tallies["pairs"] = two_at_once(args.pairs, draw)
         os.chdir(before)
     results = {name: vars(tally) for name, tally in tallies.items()}
