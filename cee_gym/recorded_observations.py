@@ -21,7 +21,7 @@ from cee_gym.observation import (
 )
 from cee_gym.traces.trace import Trace
 
-MOST_BYTES_IN_MEMORY = 4 * 2**30
+MOST_BYTES_IN_MEMORY = 2**30
 _BYTES_AT_A_TIME = 64 * 2**20
 
 

@@ -122,11 +122,12 @@ class ExitPolicy:
         """
         self.check_fits(problem.layout, problem.trace.header.model)
         prices = np.broadcast_to(problem.alpha[0] if alpha is None else alpha, len(problem))
-        chunks = []
+        # Filled in, as the scores of some rules are a view of all that was observed.
+        found = np.empty((len(problem), problem.num_layers), dtype=np.float32)
         for start in range(0, len(problem), _ROWS_AT_A_TIME):
             rows = slice(start, start + _ROWS_AT_A_TIME)
-            chunks.append(self.scores(problem.observe(rows, prices[rows])))
-        return np.concatenate(chunks)
+            found[rows] = self.scores(problem.observe(rows, prices[rows]))
+        return found
 
     def exit_probabilities(self, observations: Floats) -> Floats:
         """The probability of leaving each state once there, `[N, L]`, given `[N, L, D]`.

@@ -271,3 +271,16 @@ def test_a_score_that_is_none_is_refused(given, message, monkeypatch) -> None:
     monkeypatch.setattr(Confidence, "scores", lambda self, seen, layout: given(seen[..., 0]))
     with pytest.raises(CeeGymError, match=message):
         policy.scores_on(env.problem)
+
+
+def test_scores_of_a_recording_hold_no_observations(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cee_gym.recorded_observations.MOST_BYTES_IN_MEMORY", 0)
+    trace = write_trace(tmp_path / "trace", n=20_000, num_layers=4, width=64)
+    problem = Problem(trace, observe=("hidden", "confidence"))
+    policy = Confidence(threshold=0.5).policy(problem)
+    tracemalloc.start()
+    scores = policy.scores_on(problem)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 2 * scores.nbytes
+    assert peak < 0.8 * trace.states.nbytes
