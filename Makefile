@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-generation test test-all docs notebooks chaos lint format clean
+.PHONY: demo demo-generation test test-all test-lowest test-newest docs notebooks chaos lint format clean
 
 demo: .venv/installed
 	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
@@ -19,6 +19,16 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest --doctest-modules cee_gym tests
+
+# The lowest versions that setup.py allows, and the newest, each in an environment of its own.
+test-lowest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION_$*) --editable ".[contrib,tune,serve,export,generation,report,dev]"
+	.venv-$*/bin/python -m pytest -m "not slow" --ignore tests/test_documentation.py tests
+
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
 
 # Without a network; a warning or a dead link stops it.
 docs: .venv/installed
@@ -53,4 +63,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs site
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info runs site

@@ -23,7 +23,12 @@ class BackboneError(CeeGymError):
     """A backbone cannot be reached, or its layers cannot be run one at a time."""
 
 
-def check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
+# No setting is above: nobody waits for so many steps, and no memory holds so many rows. What is
+# above is a slip of the pen, and would be found out only after hours, or by an overflow.
+MOST = 10**12
+
+
+def check_number(name: str, value: float, least: float, most: float = MOST) -> None:
     """Refuses a setting out of range, NaN and infinity among them.
 
     Raises:
@@ -34,7 +39,8 @@ def check_number(name: str, value: float, least: float, most: float = math.inf) 
     cee_gym.errors.CeeGymError: folds must be at least 2, got 1
     """
     if not least <= value <= most or abs(value) == math.inf:
-        span = f"at least {least}" if math.isinf(most) else f"{least} to {most}"
+        below = most >= MOST and not value > most
+        span = f"at least {least}" if below else f"{least} to {most}"
         raise CeeGymError(f"{name} must be {span}, got {value}")
 
 

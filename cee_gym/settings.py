@@ -7,12 +7,11 @@
 `check_settings` refuses values out of range; `settings_of` gives them as plain types.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import field, fields
 from typing import Any, NamedTuple
 
-from cee_gym.errors import CeeGymError, check_number
+from cee_gym.errors import MOST, CeeGymError, check_number
 
 MOST_SEED = 2**32 - 1  # numpy and torch take no higher ones
 
@@ -33,8 +32,8 @@ class Range(NamedTuple):
 
 def number(
     default: float | None,
-    least: float = -math.inf,
-    most: float = math.inf,
+    least: float = -MOST,
+    most: float = MOST,
     *,
     search: Range | list[Any] | None = None,
 ) -> Any:
@@ -77,7 +76,7 @@ def check_settings(settings: Any, prefix: str = "") -> None:
 
 
 def check_setting(
-    name: str, value: Any, least: float, most: float = math.inf, *, whole: bool = False
+    name: str, value: Any, least: float, most: float = MOST, *, whole: bool = False
 ) -> None:
     """Refuses what is not a number, or not a whole one where it has to be, or out of range.
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_each_part_is_measured_at_its_place(tiny_model: MultiExitModel, recordin
     assert costs.model == fingerprint(tiny_model)
     assert costs.machine["device"] == "cpu"
     assert costs.machine["dtype"] == "float32"
-    assert costs.machine["versions"]["torch"] == torch.__version__
+    assert costs.machine["versions"]["torch"] == version("torch")
     assert (costs.batch_sizes, costs.lengths, costs.typical) == ((1, 4), (4, 12), (1, 12))
 
 

@@ -12,8 +12,9 @@ import tyro
 
 from cee_gym.cli.arguments import SpeedArguments, loading
 from cee_gym.cli.options import command
-from cee_gym.errors import CeeGymError, first_line
+from cee_gym.errors import CeeGymError, check_number, first_line
 from cee_gym.hold import hold
+from cee_gym.settings import MOST_SEED
 from cee_gym.tasks.files import read_jsonl
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ class Generate:
             raise CeeGymError(f"--input {self.input}: there is no such file")
         if self.full_depth and self.speed.option is not None:
             raise CeeGymError(f"--full-depth runs all layers: leave {self.speed.option} out")
-        if self.batch_size < 1 or self.max_new_tokens < 1 or not self.temperature > 0:
-            raise CeeGymError("--batch-size and --max-new-tokens are from 1, --temperature above 0")
+        check_number("--batch-size", self.batch_size, 1)
+        check_number("--max-new-tokens", self.max_new_tokens, 1)
+        check_number("--temperature", self.temperature, 1e-6)
+        check_number("--seed", self.seed, 0, MOST_SEED)
         self.speed.speed()
         directory = loading(self.model)
         import torch

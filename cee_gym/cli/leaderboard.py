@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cee_gym.cli.arguments import check_agent, check_there
 from cee_gym.cli.options import command
+from cee_gym.errors import CeeGymError, check_number
+from cee_gym.settings import MOST_SEED
 
 
 @command("leaderboard")
@@ -36,9 +38,10 @@ class Leaderboard:
             check_agent(agent)
         for file in self.submissions:
             check_there("--submissions", str(file))
+        for seed in self.seeds:
+            check_number("seed", seed, 0, MOST_SEED)
         from cee_gym import leaderboard
         from cee_gym.documents import write_document
-        from cee_gym.errors import CeeGymError
         from cee_gym.progress import say, show_progress
 
         if self.validate:

@@ -23,9 +23,10 @@ from cee_gym.cli.arguments import (
     task_named,
 )
 from cee_gym.cli.options import command
-from cee_gym.errors import CeeGymError
+from cee_gym.errors import CeeGymError, check_number
 from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.settings import MOST_SEED
 from cee_gym.training.config import (
     AlternationConfig,
     RecordConfig,
@@ -141,6 +142,8 @@ class Train:
         else:
             if len(set(self.seeds)) < len(self.seeds):
                 raise CeeGymError(f"--seeds names one twice: {' '.join(map(str, self.seeds))}")
+            for one in self.seeds:  # before the first trains
+                check_number("seed", one, 0, MOST_SEED)
             if any(setting.startswith("seed=") for setting in self.set):
                 raise CeeGymError("--seeds gives each run its seed: leave --set seed out")
             output = self.output or Path("runs") / name

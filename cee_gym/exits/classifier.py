@@ -94,7 +94,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.temperatures = temperatures
         # Read before transformers does, for which "1" and "01" are one number.
         if isinstance(kwargs.get("id2label"), Mapping):
-            _check_numbered(kwargs["id2label"])
+            _check_classes(kwargs["id2label"])
         super().__init__(**kwargs)
 
     @property
@@ -107,24 +107,24 @@ class MultiExitConfig(PreTrainedConfig):
         """The C class names, in the order of the logits.
 
         Raises:
-            BackboneError: if `id2label` does not number them from 0 to C - 1.
+            BackboneError: if `id2label` does not number them from 0 to C - 1, or is no text.
         """
         names: dict[Any, Any] = dict(self.id2label or {})
-        if not all(isinstance(name, str) for name in names.values()):
-            raise BackboneError(
-                f"id2label names classes that are no text: {', '.join(map(repr, names.values()))}"
-            )
-        if len(set(names.values())) < len(names):
-            raise BackboneError(f"id2label gives two classes one name: {', '.join(names.values())}")
-        _check_numbered(names)
+        _check_classes(names)
         return [names[number] for number in range(len(names))]
 
 
-def _check_numbered(names: Mapping[Any, str]) -> None:
-    """Refuses class names whose numbers, as numbers or as text, are not 0 to C - 1.
+def _check_classes(names: Mapping[Any, Any]) -> None:
+    """Refuses class names that are no text or not distinct, and numbers other than 0 to C - 1.
 
-    In which order they stand says nothing: sorted as text, 10 comes before 2.
+    Numbers may be text. In which order they stand says nothing: sorted as text, 10 comes before 2.
     """
+    if not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(
+            f"id2label names classes that are no text: {', '.join(map(repr, names.values()))}"
+        )
+    if len(set(names.values())) < len(names):
+        raise BackboneError(f"id2label gives two classes one name: {', '.join(names.values())}")
     if {str(number) for number in names} != {str(number) for number in range(len(names))}:
         raise BackboneError(
             f"id2label numbers {len(names)} classes as {', '.join(sorted(map(str, names)))}: "

@@ -40,6 +40,7 @@ from typing import Any, Self
 from cee_gym.errors import CeeGymError, check_number, did_you_mean
 from cee_gym.evaluation.compare import SAVED_LAYERS
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.settings import MOST_SEED
 from cee_gym.training.config import AlternationConfig, FitConfig, RecordConfig
 
 
@@ -110,6 +111,8 @@ class AgentEntry:
     observe: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.total_timesteps is not None:
+            check_number("total_timesteps", self.total_timesteps, 1)
         object.__setattr__(self, "label", self.label or self.name)
 
 
@@ -184,6 +187,8 @@ class StudyConfig:
                 raise CeeGymError(f"{kind} has {twice[0]!r} twice: give each a name of its own")
         for share in self.saved_layers:
             check_number("saved_layers", share, 0, 0.999)
+        for seed in self.seeds:
+            check_number("seed", seed, 0, MOST_SEED)
         check_number("tokens", self.tokens, 1)
         check_number("seconds", self.seconds, 0)
         if self.report_on not in ("dev", "test"):

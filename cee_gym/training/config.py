@@ -10,6 +10,7 @@ from cee_gym.training.partition import PolicyData
 
 WarmUpObjective = Literal["weighted_joint", "two_stage", "alternating"]
 Recipe = Literal["probe", "finetune", "paper"]
+MOST_RANK = 2**16  # wider than any model
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ class TokenConfig:
     rows: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("adapter_rank", self.adapter_rank, 0)
-        check_number("lora_rank", self.lora_rank, 0)
+        check_number("adapter_rank", self.adapter_rank, 0, MOST_RANK)
+        check_number("lora_rank", self.lora_rank, 0, MOST_RANK)
         if self.rows is not None:
             check_number("rows", self.rows, 8)
         self.adapters.check("adapters")

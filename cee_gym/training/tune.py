@@ -61,6 +61,8 @@ class Search:
 
     def __post_init__(self) -> None:
         check_number("seed", self.seed, 0, MOST_SEED)
+        if self.total_timesteps is not None:
+            check_number("total_timesteps", self.total_timesteps, 1)
 
     @cached_property
     def start(self) -> dict[str, Any]:

@@ -84,8 +84,16 @@ def test_numbers_out_of_range_are_refused(capsys) -> None:
         ("hardness", "nobody", "unknown hardness"),
         ("cost", "layer", "cost 'layer' is unknown"),
         ("total-timesteps", "0", "total_timesteps must be at least 1"),
+        ("total-timesteps", f"{10**30}", "total_timesteps must be 1 to 1000000000000"),
+        ("rounds", f"{10**30}", "rounds must be 0 to 1000000000000"),
+        ("warm-up.epochs", f"{10**30}", "warm_up.epochs must be 0 to 1000000000000"),
+        ("warm-up.learning-rate", "1e308", "warm_up.learning_rate must be 0 to 1000000000000"),
+        ("adapter-rank", f"{10**30}", "adapter_rank must be 0 to 65536"),
+        ("set", "learning_rate=1e308", "learning_rate must be 0 to 1000000000000"),
+        ("set", "batch_size=1e30", "batch_size must be 1 to 1000000000000"),
     ):
         assert said in refused(capsys, *rte, f"--{option}", value), option
+    assert "seed must be 0 to" in refused(capsys, *rte, "--seeds", "0", f"{10**30}")
     assert not Path("run").exists()
     assert "rollouts must be 2 to" in refused(
         capsys, "train", "EarlyExit-BERT-RTE", "--set", "rollouts=1"

@@ -1,5 +1,6 @@
 """An exit policy: its scores, its speed, and what it says to the runtime, layer by layer."""
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 

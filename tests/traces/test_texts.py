@@ -1,5 +1,6 @@
 import copy
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_the_header_says_what_was_recorded_with_what(
     assert (header.num_labels, header.depths, header.target) == (2, (1, 2, 3), "label")
     assert header.max_tokens == 40
     assert header.model == fingerprint(tiny_model)
-    assert header.versions["torch"] == torch.__version__
+    assert header.versions["torch"] == version("torch")
     assert {"python", "numpy", "transformers", "tokenizers"} < header.versions.keys()
 
 
