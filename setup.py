@@ -71,6 +71,7 @@ setup(
         "array-api-compat>=1.14",
         "datasets>=4.1",
         "filelock>=3.12",
+        "fsspec>=2024.6",
         "gymnasium>=1.4,<2",
         "huggingface-hub>=1.31",
         "matplotlib>=3.8.4",

@@ -239,7 +239,7 @@ def open_problem(
 
     Args:
         recording: the id of a benchmark.
-        trace: instead, the path of a recording or of a single trace, or an open one.
+        trace: instead, the path or address of a recording or of a single trace, or an open one.
         split: of the recording.
         reward: see `cee_gym.Reward.named`.
         observe: see `Problem`.

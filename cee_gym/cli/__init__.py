@@ -21,6 +21,7 @@ from cee_gym.cli.leaderboard import Leaderboard
 from cee_gym.cli.listing import Agents, Envs
 from cee_gym.cli.predict import Predict
 from cee_gym.cli.profile import Profile
+from cee_gym.cli.push import Push
 from cee_gym.cli.report import Report
 from cee_gym.cli.serve import Serve
 from cee_gym.cli.study import Study
@@ -47,6 +48,7 @@ COMMANDS: tuple[type[Any], ...] = (
     Generate,
     Serve,
     Export,
+    Push,
 )
 
 

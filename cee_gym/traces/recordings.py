@@ -87,16 +87,30 @@ def recorded_task(trace: Trace) -> Task:
         return Task.from_json(document["task"])
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether something is an address such as `hf://datasets/OWNER/NAME`, and no path.
+
+    >>> [is_address(path) for path in ("hf://datasets/a/b", "runs/a", Path("/a"), "file:///a")]
+    [True, False, False, True]
+    """
+    return isinstance(path, str) and "://" in path
+
+
 def open_split(path: str | os.PathLike[str], split: str) -> Trace:
     """Opens one split of a recording; one that is open already is not opened twice.
 
     Args:
-        path: a recording, or a single trace.
+        path: a recording, or a single trace; or the address of one elsewhere, which is fetched
+            once, see `cee_gym.traces.remote`.
         split: the wanted split. A single trace must be of this split.
 
     Raises:
         TraceError: if there is no such split, naming those there are, or its trace is damaged.
     """
+    if is_address(path):
+        from cee_gym.traces.remote import fetched
+
+        path = fetched(str(path))
     path = Path(path).expanduser()
     if (path / FILE).is_file():
         trace = open_trace(path)
