@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cee_gym.documents import publish, read_document
+from cee_gym.documents import publish, read_document, written_whole
 from cee_gym.errors import TraceError, first_line
 from cee_gym.hold import hold
 from cee_gym.traces.header import FILE
@@ -108,7 +108,8 @@ def push(recording: Path, to: str, *, private: bool | None = None) -> str:
                     os.symlink(file.absolute(), folder / split / file.name)
         if (recording / RECORDING).exists():
             shutil.copyfile(recording / RECORDING, folder / RECORDING)
-        (folder / CARD).write_text(data_card(recording, address), encoding="utf-8")
+        with written_whole(folder / CARD) as unfinished:
+            unfinished.write_text(data_card(recording, address), encoding="utf-8")
         try:
             if is_address(to):
                 _put(folder, address)

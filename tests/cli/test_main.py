@@ -32,4 +32,4 @@ def test_ctrl_c_says_what_is_kept(command, message, monkeypatch, capsys) -> None
 
 def test_a_file_that_cannot_be_made_is_one_line(monkeypatch, capsys) -> None:
     monkeypatch.setattr("cee_gym.cli.Profile.run", lambda self: Path("no/where").write_text(""))
-    assert "No such file or directory: 'no/where'" in refused(capsys, "profile", "m")
+    assert "no/where: No such file or directory" in refused(capsys, "profile", "m")
