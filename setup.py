@@ -10,6 +10,7 @@ EXTRAS = {
     "generation": ["gguf>=0.10", "peft>=0.17", "rouge-score>=0.1.2", "torchmetrics>=1.4"],
     "lm-eval": ["lm-eval>=0.4.9"],
     "zoo": ["rl_zoo3>=2.9,<3"],
+    "cluster": ["ray>=2.50"],
     "report": ["altair>=6", "vl-convert-python>=1.8"],
     "docs": [
         "latex2mathml>=3.77",

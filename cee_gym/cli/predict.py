@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,7 +100,7 @@ class Predict:
             self._refuse_to_write_over()
             self.speed.speed()
             directory = loading(self.model)
-            from cee_gym.inference.pipeline import EarlyExitPipeline
+            from cee_gym.inference.pipeline import WINDOW, EarlyExitPipeline
 
             pipeline = EarlyExitPipeline.from_pretrained(
                 directory,
@@ -118,7 +119,7 @@ class Predict:
                 settings = self._settings(pipeline, format, columns)
                 if self.resume and self.output.exists():
                     self._check_same(settings)
-                    self._pass_over(rows, tally)
+                    rows = self._pass_over(rows, tally, self.batch_size * WINDOW)
                 else:
                     write_document(self._settings_file, settings)
                 mode = "a" if self.resume else "x"
@@ -219,8 +220,14 @@ class Predict:
     def _shows_results(self) -> bool:
         return not self.to_file and sys.stdout.isatty()
 
-    def _pass_over(self, rows: Iterator[Row], tally: "_Tally") -> None:
-        """Counts the lines of the output and passes over their rows; cuts an unfinished one."""
+    def _pass_over(self, rows: "Iterator[Row]", tally: "_Tally", window: int) -> "Iterator[Row]":
+        """Counts the lines of the output, and gives the rows after them.
+
+        Texts are run in windows of so many, in each of which those of like length stand together,
+        and a last digit depends on what is run together. So what does not end a window is cut off,
+        and done again as it would have been done.
+        """
+        since: list[tuple[Row, dict[str, Any]]] = []
         with self.output.open("r+b") as written:
             header = _table_row(_COLUMNS, self._separator).encode() if self._separator else b""
             if header and written.readline() != header:
@@ -228,15 +235,15 @@ class Predict:
                     f"{self.output} does not begin with the columns that this command writes: give "
                     "another --output"
                 )
-            end = len(header)
+            end = kept = len(header)
             for number, line in enumerate(written, start=1 + bool(header)):
                 whole = line.endswith(b"\n")
                 if end and not whole:
-                    written.truncate(end)
                     break
                 try:
-                    found, (_, row) = self._found(line), next(rows)
-                    tally.count(found)
+                    found, numbered = self._found(line), next(rows)
+                    _, row = numbered
+                    _Tally(tally.num_layers).count(found)  # refuses what is no line of ours
                     given = row.get("id") if isinstance(row, dict) else None
                     if self._separator:
                         given = _cell(given) or None
@@ -249,6 +256,14 @@ class Predict:
                         "give another --output"
                     )
                 end += len(line)
+                since.append((numbered, found))
+                if len(since) == window:
+                    for _, one in since:
+                        tally.count(one)
+                    since.clear()
+                    kept = end
+            written.truncate(kept)
+        return chain((numbered for numbered, _ in since), rows)
 
     def _open_input(self, files: ExitStack) -> IO[bytes]:
         if self.input == _STANDARD:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from cee_gym.cli.options import command
+from cee_gym.errors import CeeGymError, check_number
 
 
 @command("study")
@@ -26,15 +27,28 @@ class Study:
         config: The TOML file that says what is compared. The docstring of cee_gym.studies.config,
             and the guide, show one.
         output: The folder of the study. By default it is studies/NAME, after the file.
+        engine: What does the cells: this process, or ray, which runs several at once.
+        address: The address of a Ray cluster that runs. By default Ray is started on this machine.
+        cpus: The number of CPUs that Ray keeps for a cell.
+        gpus: The number of GPUs that Ray keeps for a cell.
         estimate: Only say how many cells there are and about how much CPU time they take.
     """
 
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     output: Path | None = None
+    engine: Literal["process", "ray"] = "process"
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
     estimate: bool = False
 
     def run(self) -> None:
         """Does what is not done yet, and prints the summary."""
+        given = {"address": self.address, "cpus": self.cpus != 1, "gpus": self.gpus}
+        if self.engine != "ray" and (unused := [name for name in given if given[name]]):
+            raise CeeGymError(f"--{unused[0]} is of --engine ray")
+        check_number("--cpus", self.cpus, 0)
+        check_number("--gpus", self.gpus, 0)
         from cee_gym.studies.config import StudyConfig
 
         config = StudyConfig.read(self.config)
@@ -47,6 +61,11 @@ class Study:
         say(estimate(config, output))
         if self.estimate:
             return
-        table = run_study(config, output)
+        if self.engine == "ray":
+            from cee_gym.studies.cluster import run_on_ray
+
+            table = run_on_ray(config, output, address=self.address, cpus=self.cpus, gpus=self.gpus)
+        else:
+            table = run_study(config, output)
         print(summary_table(summary(table)))
         print(f"\n{output / TABLE}: {len(table)} rows; {output / SUMMARY}")

@@ -42,7 +42,7 @@ class Truncated(Encoded):
     """The token ids of a text that was too long, and was cut."""
 
 
-_WINDOW = 16  # batches that a stream reads ahead, to put texts of like length together
+WINDOW = 16  # batches that a stream reads ahead, to put texts of like length together
 
 
 class EarlyExitPipeline:
@@ -305,7 +305,7 @@ class EarlyExitPipeline:
         total = len(texts) if isinstance(texts, Sized) else None
         with show_progress(total=total, unit="text", disable=not progress_bar) as progress:
             remaining = iter(texts)
-            while window := list(islice(remaining, self._batch_size * _WINDOW)):
+            while window := list(islice(remaining, self._batch_size * WINDOW)):
                 encoded = self.encode(window, truncation=truncation)
                 good = [one for one in encoded if not isinstance(one, CeeGymError)]
                 results = iter(self._run_sorted(good, top_k, progress))

@@ -36,7 +36,7 @@ from cee_gym.studies.config import StudyConfig
 
 STUDY, TABLE, SUMMARY = "study.json", "table.parquet", "summary.json"
 VERSION = 1
-_WAIT = 2.0  # seconds between two looks at what others work on
+WAIT = 2.0  # seconds between two looks at what others work on
 
 
 def run_study(config: StudyConfig, output: Path) -> pd.DataFrame:
@@ -49,38 +49,25 @@ def run_study(config: StudyConfig, output: Path) -> pd.DataFrame:
     Raises:
         CeeGymError: if it holds another study, or a cell cannot be done.
     """
-    _claim(config, output)
+    claim(config, output)
     cells = cells_of(config)
     started, done_here, seconds = time.monotonic(), 0, 0.0
-    waiting = [cell for cell in cells if not result_file(output, cell).exists()]
+    waiting = [cell for cell in cells if not is_done(output, cell.key)]
     say(f"{len(cells)} cells, {len(cells) - len(waiting)} done")
     while waiting:
         progressed = False
         for cell in list(waiting):
-            if result_file(output, cell).exists():  # by another process
+            if is_done(output, cell.key):  # by another process
                 waiting.remove(cell)
                 progressed = True
                 continue
-            if cell.needs and not _file(output, cell.needs).exists():
+            if cell.needs and not is_done(output, cell.needs):
                 continue
-            with claimed(output, cell) as mine:
-                if not mine or result_file(output, cell).exists():
-                    continue
-                begun, cpu = time.monotonic(), time.process_time()
-                rows = do(cell, config, output)
-                spent = time.process_time() - cpu
-                file = result_file(output, cell)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_document(
-                    file,
-                    {
-                        "version": VERSION,
-                        "key": cell.key,
-                        "cpu_seconds": spent,
-                        "rows": _plain(rows),
-                    },
-                )
-                seconds += time.monotonic() - begun
+            begun = time.monotonic()
+            spent = do_cell(cell, config, output)
+            if spent is None:
+                continue
+            seconds += time.monotonic() - begun
             waiting.remove(cell)
             done_here += 1
             progressed = True
@@ -90,9 +77,32 @@ def run_study(config: StudyConfig, output: Path) -> pd.DataFrame:
                 f"about {duration(left)} left"
             )
         if not progressed and waiting:
-            time.sleep(_WAIT)
+            time.sleep(WAIT)
     if done_here:
         say(f"{done_here} cells here in {duration(time.monotonic() - started)}")
+    return finish(config, output)
+
+
+def do_cell(cell: Cell, config: StudyConfig, output: Path) -> float | None:
+    """Does a cell that its needs are done of; gives the CPU time it took.
+
+    None where another process works on it or has done it.
+    """
+    with claimed(output, cell) as mine:
+        if not mine or is_done(output, cell.key):
+            return None
+        begun = time.process_time()
+        rows = do(cell, config, output)
+        spent = time.process_time() - begun
+        file = result_file(output, cell)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        result = {"key": cell.key, "cpu_seconds": spent, "rows": _plain(rows)}
+        write_document(file, {"version": VERSION, **result})
+    return spent
+
+
+def finish(config: StudyConfig, output: Path) -> pd.DataFrame:
+    """Writes and gives the table of all cells, and its summary."""
     table = read_table(config, output)
     summarised = summary(table)
     # Processes that share the study end at about the same time, and each writes them.
@@ -126,6 +136,11 @@ def result_file(output: Path, cell: Cell) -> Path:
     return _file(output, cell.key)
 
 
+def is_done(output: Path, key: str) -> bool:
+    """Whether there is what a cell left."""
+    return _file(output, key).exists()
+
+
 def _file(output: Path, key: str) -> Path:
     return output / "cells" / f"{key}.json"
 
@@ -147,7 +162,7 @@ def claimed(output: Path, cell: Cell) -> Iterator[bool]:
         lock.release()
 
 
-def _claim(config: StudyConfig, output: Path) -> None:
+def claim(config: StudyConfig, output: Path) -> None:
     """Begins a study, or makes sure that the one begun is this one."""
     described = {"version": VERSION, "study": json.loads(json.dumps(asdict(config)))}
     file = output / STUDY

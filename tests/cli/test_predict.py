@@ -336,7 +336,7 @@ def stopped_at(capsys, text: str, *args: str) -> str:
         return run(self, encoded, **settings)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("cee_gym.inference.pipeline._WINDOW", 3)
+        monkeypatch.setattr("cee_gym.inference.pipeline.WINDOW", 3)
         monkeypatch.setattr(EarlyExitPipeline, "run", stop)
         return predict(capsys, *args, code=130)[1]
 
@@ -509,3 +509,29 @@ def test_a_model_of_text_of_ones_own_knows_its_columns(saved, capsys) -> None:
     # Its data never numbers the classes.
     said = refused(capsys, "--input", "in.csv", "--text-column", "words")
     assert said.endswith("line 2: label '0' is none of the model's: bad, good")
+
+
+def test_what_is_gone_on_with_is_as_if_it_had_not_been_stopped(saved, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("cee_gym.inference.pipeline.WINDOW", 2)
+    words = ("cat", "dog", "tree", "mat")
+    texts = [" ".join(words[: 1 + n % 4]) for n in range(50)]
+    Path("in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = ("--input", "in.jsonl", "--batch-size", "4", "--output")
+    predict(capsys, *command, "whole")
+    lines = Path("whole").read_bytes().splitlines(keepends=True)
+    settings = Path("whole.settings.json").read_text()
+    run, seen = EarlyExitPipeline.run, []
+    monkeypatch.setattr(
+        EarlyExitPipeline,
+        "run",
+        lambda self, encoded, **more: seen.append(len(encoded)) or run(self, encoded, **more),
+    )
+    for kept in (0, 1, 7, 8, 9, 16, 49, 50):
+        Path("out").write_bytes(b"".join(lines[:kept]))
+        Path("out.settings.json").write_text(settings)
+        seen.clear()
+        _, said = predict(capsys, *command, "out", "--resume")
+        assert Path("out").read_bytes() == b"".join(lines)
+        # Batches are those of the undisturbed run, from the last whole window on.
+        assert sum(seen) == 50 - kept // 8 * 8
+        assert said.splitlines()[-1].startswith("50 texts")
