@@ -157,8 +157,10 @@ def test_it_needs_the_tables_the_layer_and_sound_settings(tmp_path) -> None:
         CAT().learn(StepsOnly(env), 100)
     with pytest.raises(CeeGymError, match="cat has a network per layer: observe 'layer'"):
         CAT().learn(EarlyExitEnv(trace=trace, observe=("hidden",)), 100)
+    agent = CAT()
+    agent.learning_rate = 1e30  # more than it can be constructed with
     with pytest.raises(CeeGymError, match="lower learning_rate"):
-        CAT(learning_rate=1e30).learn(env, 10_000)
+        agent.learn(env, 10_000)
     for settings in ({"batch_size": 0}, {"learning_rate": -1.0}, {"weight_decay": -1.0}):
         with pytest.raises(CeeGymError, match=f"{next(iter(settings))} must be"):
             CAT(**settings)

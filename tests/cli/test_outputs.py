@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 def test_every_command_that_writes_refuses_what_another_is_writing(run, data, capsys) -> None:
+    run = Path(shutil.copytree(run, "run"))  # others read its points
     (data.parent / "in.jsonl").write_text('{"text": "about julia : paul was amused ."}\n')
     commands = (
         ("train", CLAUSES, "--agent", "confidence"),
