@@ -19,9 +19,9 @@ class Study:
     and no cell is done twice. Several processes may work on one study: start the same command as
     often as you like.
 
-    The table always has full depth, every fixed exit, the attainable bound and hindsight. For a
-    task with a backbone it also has the model cut at a layer and trained as such, and the frozen
-    probe with the confidence rule.
+    The table always has full depth, every fixed exit, the attainable bound, hindsight and the
+    confidence rule. For a task with a backbone that rule is on the frozen probe, and the model cut
+    at a layer and trained as such is there too.
 
     Attributes:
         config: The TOML file that says what is compared. The docstring of cee_gym.studies.config,

@@ -91,7 +91,10 @@ def _cells_of(config: StudyConfig, task: TaskEntry) -> Iterator[Cell]:
                 if not exits.alternation.rounds and (recorded or seed == config.seeds[0]):
                     key = _key("baselines", task.name, exits.name, reward.name, seed)
                     yield Cell(key, "baselines", task, exits, seed, reward=reward, needs=recorded)
-                for agent in config.agents:
+                agents: Sequence[AgentEntry] = config.agents
+                if task.backbone is None and _RULE.label not in [one.label for one in agents]:
+                    agents = (_RULE, *agents)  # where there is a backbone the probe has it
+                for agent in agents:
                     names = (task.name, exits.name, agent.label, reward.name)
                     key = _key("run", *names, seed)
                     yield Cell(key, "run", task, exits, seed, agent, reward, needs=recorded)

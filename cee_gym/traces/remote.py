@@ -18,7 +18,7 @@ from cee_gym.traces.recordings import RECORDING, home, is_address, recorded_spli
 from cee_gym.traces.trace import Trace
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
+    from fsspec import AbstractFileSystem
 
 # Nothing else is taken from elsewhere; weights that lie beside a recording stay there.
 _WANTED = re.compile(rf"((\w+/)?({re.escape(FILE)}|\w+\.npy)|{re.escape(RECORDING)})")
@@ -39,7 +39,7 @@ def fetched(address: str) -> Path:
     Raises:
         TraceError: if it cannot be reached, holds no recording, or arrives damaged.
     """
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(address)

@@ -184,3 +184,11 @@ def test_the_command_says_how_long_it_takes_and_prints_a_table(
     assert "28 cells, 28 done; about 0 s" in estimate(
         StudyConfig.read(config_file), tmp_path / "out"
     )
+
+
+def test_the_confidence_rule_is_always_in_it(config_file) -> None:
+    text = config_file.read_text()
+    whole = {cell.key for cell in cells_of(StudyConfig.read(config_file))}
+    assert '[[agents]]\nname = "confidence"\n' in text
+    config_file.write_text(text.replace('[[agents]]\nname = "confidence"\n', ""))
+    assert {cell.key for cell in cells_of(StudyConfig.read(config_file))} == whole
