@@ -179,13 +179,13 @@ def record_on_calibration(logger: "Logger", policy: ExitPolicy, problem: Problem
         problem: of the calibration split.
     """
     policy = policy.at_some_price()
-    alpha = sum(problem.alpha) / 2 if policy.alpha is None else policy.alpha
+    alpha = policy.price_on(problem)
     rewards = problem.rewards(alpha)
     exits = policy.exit_layers(policy.scores_on(problem, alpha))
-    mean_return = float(rewards[np.arange(len(exits)), exits - 1].mean())
-    point = evaluate(problem.trace, exits)
-    logger.record("eval/mean_reward", mean_return)
-    logger.record("eval/regret", float(rewards.max(axis=1).mean()) - mean_return)
+    point = evaluate(problem.trace, exits, rewards=rewards)
+    assert point.mean_return is not None
+    logger.record("eval/mean_reward", point.mean_return)
+    logger.record("eval/regret", float(rewards.max(axis=1).mean()) - point.mean_return)
     logger.record("eval/success_rate", point.accuracy)
     logger.record("eval/mean_ep_length", float(exits.mean()))
     logger.record("eval/saved_layers", point.saved_layers)

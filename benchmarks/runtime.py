@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from cee_gym.agents import Agent, ExpectedReturn, make_agent
 from cee_gym.agents.registry import preset_for
 from cee_gym.backbones.encoding import EncodedText, load_tokenizer
 from cee_gym.envs import EarlyExitEnv
+from cee_gym.evaluation.wall_clock import full_depth
 from cee_gym.exits import MultiExitModel, load_model
 from cee_gym.inference import EarlyExitRuntime
 from cee_gym.policies.rules import Confidence
@@ -157,15 +159,6 @@ def some_batches(text: EncodedText, batch_size: int, texts: int) -> Batches:
     return [(every[i], text.batch(every[i], cpu)) for i in picked]
 
 
-def full_depth(model: MultiExitModel, inputs: Inputs) -> npt.NDArray[np.int64]:
-    """The predictions of the whole backbone and its last head."""
-    with torch.inference_mode():
-        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        hidden = model.backbone(**inputs).last_hidden_state
-        _, logits = model.exit(hidden, model.num_layers, inputs["attention_mask"])
-        return logits.argmax(dim=1).cpu().numpy()
-
-
 def timed(
     model: MultiExitModel,
     text: EncodedText,
@@ -178,9 +171,9 @@ def timed(
     batches = some_batches(text, batch_size, args.texts)
     rows = np.concatenate([rows for rows, _ in batches])
     runtimes = [EarlyExitRuntime(model, side.policy) for side in sides]
-    calls: list[Callable[[Inputs], Any]] = [lambda inputs: full_depth(model, inputs), *runtimes]
+    calls: list[Callable[[Inputs], Any]] = [partial(full_depth, model), *runtimes]
     trace, labels = open_split(recording, "dev"), text.labels.numpy()[rows]
-    full = np.concatenate([full_depth(model, inputs) for _, inputs in batches])
+    full = np.concatenate([full_depth(model, inputs).numpy() for _, inputs in batches])
     totals, rounds = in_turn(calls, batches, args.seconds)
     entries = []
     for side, runtime, (wall, cpu) in zip(sides, runtimes, totals[1:], strict=True):

@@ -76,7 +76,7 @@ def report(
             can be promised.
     """
     policy = policy.at_some_price()
-    alpha = sum(dev.alpha) / 2 if policy.alpha is None else policy.alpha
+    alpha = policy.price_on(dev)
     rewards = dev.rewards(alpha)
     scores = policy.scores_on(dev, alpha)
     speeds = measure_speeds(policy, calibration)

@@ -17,6 +17,15 @@ from cee_gym.policies.base import ExitPolicy
 MOST_TEXTS = 64
 
 
+def full_depth(model: MultiExitModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The predictions of the whole backbone and its last exit, int64 `[B]` on the CPU."""
+    with torch.inference_mode():
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        hidden = model.backbone(**inputs).last_hidden_state
+        _, logits = model.exit(hidden, model.num_layers, inputs["attention_mask"])
+        return logits.argmax(dim=1).cpu()
+
+
 def seconds_a_text(
     model: MultiExitModel,
     policy: ExitPolicy,
@@ -45,18 +54,13 @@ def seconds_a_text(
     batches = [text.batch(batch, model.device) for batch in text.batches(rows, batch_size)]
     now = clock(model.device)
 
-    def full_depth(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        hidden = model.backbone(**inputs).last_hidden_state
-        return model.exit(hidden, model.num_layers, inputs["attention_mask"])[1].argmax(1).cpu()
-
     def one_pass(run: Callable[[dict[str, torch.Tensor]], Any]) -> npt.NDArray[np.float64]:
         begun = now()
         for batch in batches:
             run(batch)
         return np.array([now() - begun])
 
-    sides = (full_depth, EarlyExitRuntime(model, policy))
-    with torch.inference_mode():
-        medians = median_times([partial(one_pass, side) for side in sides], seconds, False)
+    sides = (partial(full_depth, model), EarlyExitRuntime(model, policy))
+    medians = median_times([partial(one_pass, side) for side in sides], seconds, False)
     full, early = (medians[:, 0] / len(rows)).tolist()
     return full, early

@@ -169,6 +169,10 @@ class ExitPolicy:
             policy = replace(policy, threshold=float(threshold))
         return policy
 
+    def price_on(self, problem: Problem) -> float:
+        """The price it is held at, or else the middle of those of a problem."""
+        return sum(problem.alpha) / 2 if self.alpha is None else self.alpha
+
     def at_some_price(self) -> "ExitPolicy":
         """This policy; in the middle of its prices where it has several and is held at none."""
         if self.has_every_price and self.alpha is None:

@@ -60,7 +60,7 @@ class Access:
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         name = host_of(headers.get("host", ""))
         if ANY not in self._hosts and name not in self._hosts:
-            return _answer(
+            return failure(
                 HTTPStatus.BAD_REQUEST,
                 f"this server does not answer to the name {name!r}: use one of "
                 f"{', '.join(sorted(self._hosts))}, or start it with --allowed-host NAME",
@@ -70,7 +70,7 @@ class Access:
         given = headers.get("authorization", "")
         if hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
             return None
-        return _answer(
+        return failure(
             HTTPStatus.UNAUTHORIZED,
             "this server wants the header authorization: Bearer TOKEN, with its token",
             {"www-authenticate": "Bearer"},
@@ -89,5 +89,6 @@ def host_of(header: str) -> str:
     return header if header.count(":") > 1 else header.partition(":")[0]
 
 
-def _answer(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def failure(status: HTTPStatus, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An answer that says in one line what is wrong."""
     return JSONResponse({"detail": detail}, status, headers)

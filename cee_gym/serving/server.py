@@ -30,7 +30,7 @@ except ImportError as error:
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
 from cee_gym.policies.rules import full_depth as never_leaving
-from cee_gym.serving.access import Access, token_of_environment
+from cee_gym.serving.access import Access, failure, token_of_environment
 from cee_gym.serving.limits import Guard, Limits, connection
 from cee_gym.serving.listening import bound
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
@@ -150,12 +150,12 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if not _is_json(given := request.headers.get("content-type", "")):
-            return _failure(
+            return failure(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 "the body has to be JSON, and to be said so: send the header content-type: "
                 f"application/json, not {given!r}",
             )
-        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
+        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, _in_words(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def unread(request: Request, error: HTTPException) -> JSONResponse:
@@ -166,11 +166,11 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(CeeGymError)
     async def refused(request: Request, error: CeeGymError) -> JSONResponse:
-        return _failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        return failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return _failure(
+        return failure(
             HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed on this request; its log says more"
         )
 
@@ -181,10 +181,6 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or (
         kind.startswith("application/") and kind.endswith("+json")
     )
-
-
-def _failure(status: HTTPStatus, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status)
 
 
 def _in_words(error: dict[str, Any]) -> str:

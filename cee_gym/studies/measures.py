@@ -94,7 +94,7 @@ def of_policy(
         clocked: seconds a text at full depth and of the policy, where they were measured.
     """
     policy = policy.at_some_price()
-    alpha = sum(reported.alpha) / 2 if policy.alpha is None else policy.alpha
+    alpha = policy.price_on(reported)
     trace = reported.trace
     curve = policy_curve(policy, measure_speeds(policy, chosen_on), reported)
     whole = of_curve(curve, trace)
