@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cee_gym import processes
 from cee_gym.errors import CeeGymError
 
 
@@ -16,7 +17,7 @@ def hold(output: Path, *, wait: float = 0.0) -> Iterator[None]:
     It is a lock of the operating system on `.NAME.lock` beside the output, which ends with its
     process, however that ends; the file is removed after the block. Machines that share a file
     system see each other's locks where it has them, as NFS from version 4 and Lustre mounted with
-    `flock` do.
+    `flock` do. Of several processes of one run the main one holds it for all.
 
     Args:
         output: a file or directory, there or not; the folder it is in is made.
@@ -25,6 +26,9 @@ def hold(output: Path, *, wait: float = 0.0) -> Iterator[None]:
     Raises:
         CeeGymError: if another process holds it.
     """
+    if not processes.is_main():
+        yield
+        return
     output = output.absolute()
     file = output.with_name(f".{output.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)

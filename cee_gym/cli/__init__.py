@@ -6,12 +6,13 @@ import io
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any, Union
 
 import tyro
 
-from cee_gym import interrupt
+from cee_gym import interrupt, processes
 from cee_gym.cli.build import Build
 from cee_gym.cli.compare import Compare
 from cee_gym.cli.evaluate import Evaluate
@@ -57,6 +58,7 @@ def main(args: list[str] | None = None) -> None:
     _quiet()
     command: Any = None
     words = list(sys.argv[1:] if args is None else args)
+    voice = contextlib.nullcontext() if processes.is_main() else _silence()
     try:
         interrupt.raise_again()
         if words[:1] == ["--version"]:
@@ -66,8 +68,15 @@ def main(args: list[str] | None = None) -> None:
         if words and not words[0].startswith("-") and words[0] not in known:
             raise CeeGymError(f"unknown command {words[0]!r}: {did_you_mean(words[0], known)}")
         command = _parsed(words)
-        command.run()
+        if processes.count() > 1 and not isinstance(command, Build | Train):
+            raise CeeGymError(
+                f"{type(command).command} runs as one process: start it without accelerate launch "
+                "or torchrun, which are for build and train"
+            )
+        with voice:
+            command.run()
     except CeeGymError as error:
+        processes.let_the_main_speak()
         print(f"cee-gym: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -136,6 +145,7 @@ def _parsed(words: list[str]) -> Any:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
+        processes.let_the_main_speak()
         # tyro puts what a dataclass refuses into a box of its own words.
         cause: BaseException | None = stop
         while cause is not None:
@@ -147,6 +157,17 @@ def _parsed(words: list[str]) -> Any:
         for line in shown.getvalue().splitlines():
             print(paragraph(line) if line[:1].isalpha() else line)
         raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Of several processes the main one speaks; what another fails of is still printed."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _quiet() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from cee_gym import processes
 from cee_gym.agents.registry import hyperparameter_defaults
 from cee_gym.cli.arguments import (
     OWN_ID,
@@ -150,7 +151,8 @@ class Train:
             with hold(output):
                 runs = {s: self._one(id, task, own, s, output / f"seed-{s}") for s in self.seeds}
                 results = over_seeds(runs)
-                write_document(output / "seeds.json", results)
+                if processes.is_main():
+                    write_document(output / "seeds.json", results)
             print(seeds_table(results))
         if not self.seeds and (lines := live_lines(Run.open(output).evaluation)):
             print(lines)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from array_api_compat import torch as xp
 
+from cee_gym import processes
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.backbones.fingerprint import fingerprint
 from cee_gym.exits.classifier import MultiExitModel
 from cee_gym.progress import show_progress
 from cee_gym.traces.header import TraceHeader, library_versions
-from cee_gym.traces.readout import read_out
+from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace
 from cee_gym.traces.writer import TraceWriter
 
@@ -38,7 +39,8 @@ def collect(
 ) -> Trace:
     """Records some rows of a split.
 
-    Goes on where a killed recording of the same rows by the same model stopped.
+    Goes on where a killed recording of the same rows by the same model stopped. Several processes
+    share out its batches, and the main one writes.
 
     Args:
         model: run in eval mode on its own device.
@@ -57,7 +59,8 @@ def collect(
     rows = np.arange(len(text)) if rows is None else rows
     writer = start_trace(model, data, path, description, rows=rows, dtype=dtype)
     write_rows(writer, model, text, rows, np.arange(len(rows)), batch_size)
-    return writer.publish()
+    finish_trace(writer)
+    return Trace.open(path)
 
 
 def start_trace(
@@ -68,8 +71,13 @@ def start_trace(
     *,
     rows: Rows,
     dtype: str,
-) -> TraceWriter:
-    """Begins, or goes on with, the trace of some rows of a split; see `collect`."""
+) -> TraceWriter | None:
+    """Begins, or goes on with, the trace of some rows of a split; see `collect`.
+
+    Only the main process has a writer.
+    """
+    if not processes.is_main():
+        return None
     picked = data[rows.tolist()]
     words = json.dumps([picked.get("text"), picked.get("pair")])
     header = TraceHeader(
@@ -92,8 +100,15 @@ def start_trace(
     )
 
 
+def finish_trace(writer: TraceWriter | None) -> None:
+    """Publishes what the main process has written, while the others wait."""
+    if writer is not None:
+        writer.publish()
+    processes.agree(None)
+
+
 def write_rows(
-    writer: TraceWriter,
+    writer: TraceWriter | None,
     model: MultiExitModel,
     text: EncodedText,
     rows: Rows,
@@ -103,28 +118,33 @@ def write_rows(
     """Writes what the model does on some rows, those that are missing yet.
 
     Args:
-        writer: of a trace over `rows`.
+        writer: of a trace over `rows`; None in all processes but the main one.
         model: run in eval mode.
         text: the split that `rows` are positions in.
         rows: all rows of the trace.
         positions: which of them this model is to record.
         batch_size: texts at a time.
     """
-    todo = np.intersect1d(positions, writer.missing)
+    missing = None if writer is None else np.intersect1d(positions, writer.missing)
+    todo = processes.agree(missing)
+    assert todo is not None
     place = np.full(len(text), -1)
     place[rows[todo]] = todo
     was_training = model.training
     model.eval()
-    progress = show_progress(total=len(todo), desc=f"record {writer.path.name}", unit="text")
+
+    def run(batch: Rows) -> tuple[np.ndarray, Readout]:
+        output = model(**text.batch(batch, model.device))
+        labels = text.labels[batch].to(model.device)
+        readout = read_out(output.logits.float(), labels[:, None], xp)
+        return output.states.float().cpu().numpy(), readout.apply(lambda of: of.cpu().numpy())
+
+    of_what = "" if writer is None else writer.path.name
+    progress = show_progress(total=len(todo), desc=f"record {of_what}", unit="text")
     with torch.inference_mode(), progress:
-        for batch in text.batches(rows[todo], batch_size):
-            output = model(**text.batch(batch, model.device))
-            labels = torch.from_numpy(writer.labels[place[batch]]).to(model.device)
-            readout = read_out(output.logits.float(), labels[:, None], xp)
-            writer.write(
-                place[batch],
-                output.states.float().cpu().numpy(),
-                readout.apply(lambda array: array.cpu().numpy()),
-            )
+        batches = list(text.batches(rows[todo], batch_size))
+        for batch, (states, readout) in processes.spread(batches, run):
+            assert writer is not None
+            writer.write(place[batch], states, readout)
             progress.update(len(batch))
     model.train(was_training)

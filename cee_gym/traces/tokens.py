@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from array_api_compat import torch as xp
 
+from cee_gym import processes
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.exits.forced import Leave, among, forward_with_exits
 from cee_gym.exits.lm_head import MultiExitDecoder
@@ -40,7 +41,8 @@ def collect_tokens(
     An instance is the place before a token: what its state says comes next. It is right where it
     says what the reference model says at full depth.
 
-    Goes on where a killed recording stopped.
+    Goes on where a killed recording stopped. Several processes share out its batches, and the main
+    one writes.
 
     Args:
         decoder: run in eval mode on its own device.
@@ -67,6 +69,7 @@ def collect_tokens(
     labels = text.ids[text.starts[sequence] + position + 1]
     if not gold:
         labels = _full_depth(reference or decoder, text, int(ends[-1]), ends - counts, batch_size)
+    writer = None
     header = TraceHeader(
         **description,
         num_labels=decoder.num_labels,
@@ -75,35 +78,48 @@ def collect_tokens(
         text=hashlib.sha256(text.ids.tobytes() + text.prompts.tobytes()).hexdigest()[:16],
         versions=library_versions(LIBRARIES),
     )
-    writer = TraceWriter(
-        path=path,
-        header=header,
-        row_ids=np.array(row_ids)[sequence],
-        labels=labels,
-        width=decoder.width,
-        dtype=dtype,
-        sequence=sequence,
-        position=position,
-    )
-    todo = np.unique(sequence[writer.missing])
+    if processes.is_main():
+        writer = TraceWriter(
+            path=path,
+            header=header,
+            row_ids=np.array(row_ids)[sequence],
+            labels=labels,
+            width=decoder.width,
+            dtype=dtype,
+            sequence=sequence,
+            position=position,
+        )
+    todo = processes.agree(None if writer is None else np.unique(sequence[writer.missing]))
+    assert todo is not None
+
+    def run(rows: Rows) -> list[tuple[Rows, np.ndarray, Readout]]:
+        ids, decides = text.batch(rows).to(decoder.device), text.decides(rows)
+        if leave is None:
+            states = decoder(ids)
+        else:
+            only_answers = among(leave, decides.to(ids.device))
+            states = forward_with_exits(decoder, ids, only_answers, all_states=True).states
+        flat = torch.stack([of_exit[decides] for of_exit in states], dim=1)
+        places = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows])
+        found = []
+        for start in range(0, len(places), TOKENS_AT_A_TIME):
+            part = slice(start, start + TOKENS_AT_A_TIME)
+            some = places[part]
+            readout = read_exits(decoder, flat[part], labels[some])
+            found.append((some, flat[part].float().cpu().numpy(), readout))
+        return found
+
     progress = show_progress(total=len(todo), desc=f"record {path.name}", unit="text")
     with torch.inference_mode(), progress:
-        for rows in text.batches(todo, batch_size):
-            ids, decides = text.batch(rows).to(decoder.device), text.decides(rows)
-            if leave is None:
-                states = decoder(ids)
-            else:
-                only_answers = among(leave, decides.to(ids.device))
-                states = forward_with_exits(decoder, ids, only_answers, all_states=True).states
-            flat = torch.stack([of_exit[decides] for of_exit in states], dim=1)
-            places = np.concatenate([np.arange(ends[row] - counts[row], ends[row]) for row in rows])
-            for start in range(0, len(places), TOKENS_AT_A_TIME):
-                part = slice(start, start + TOKENS_AT_A_TIME)
-                some = places[part]
-                readout = read_exits(decoder, flat[part], labels[some])
-                writer.write(some, flat[part].float().cpu().numpy(), readout)
+        for rows, found in processes.spread(list(text.batches(todo, batch_size)), run):
+            assert writer is not None
+            for some in found:
+                writer.write(*some)
             progress.update(len(rows))
-    return writer.publish()
+    if writer is not None:
+        writer.publish()
+    processes.agree(None)
+    return Trace.open(path)
 
 
 def read_exits(
@@ -137,13 +153,18 @@ def _full_depth(
 ) -> Rows:
     """What a decoder says at full depth before each token of the answers, int64 `[count]`."""
     found = np.empty(count, dtype=np.int64)
+
+    def run(rows: Rows) -> Rows:
+        states = decoder(text.batch(rows).to(decoder.device))[-1][text.decides(rows)]
+        said = [
+            decoder.read(states[start : start + TOKENS_AT_A_TIME]).argmax(dim=-1)
+            for start in range(0, len(states), TOKENS_AT_A_TIME)
+        ]
+        return torch.cat(said).cpu().numpy()
+
     with torch.inference_mode():
-        for rows in text.batches(np.arange(len(text)), batch_size):
-            states = decoder(text.batch(rows).to(decoder.device))[-1][text.decides(rows)]
-            said = [
-                decoder.read(states[start : start + TOKENS_AT_A_TIME]).argmax(dim=-1)
-                for start in range(0, len(states), TOKENS_AT_A_TIME)
-            ]
+        batches = list(text.batches(np.arange(len(text)), batch_size))
+        for rows, said in processes.spread(batches, run):
             places = [np.arange(starts[row], starts[row] + text.answer_tokens[row]) for row in rows]
-            found[np.concatenate(places)] = torch.cat(said).cpu().numpy()
-    return found
+            found[np.concatenate(places)] = said
+    return processes.agree(found)

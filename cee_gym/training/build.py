@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cee_gym import processes
 from cee_gym.documents import publish, write_document
 from cee_gym.errors import CeeGymError
 from cee_gym.hold import hold
@@ -26,7 +27,8 @@ def build(
 ) -> None:
     """Puts exits on the backbone, trains and records them, with the models beside the recording.
 
-    What is not finished is kept in `TARGET.build`.
+    What is not finished is kept in `TARGET.build`. Several processes share out the work; see
+    `cee_gym.processes`.
 
     Args:
         setup: text and backbone.
@@ -39,9 +41,10 @@ def build(
             unfinished build was begun with other settings.
     """
     with hold(target):
-        clean(target)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CeeGymError(f"{target} is in the way: give a new or empty directory")
+        if processes.is_main():
+            clean(target)
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise CeeGymError(f"{target} is in the way: give a new or empty directory")
         _build(setup, target, further, policy)
 
 
@@ -63,20 +66,19 @@ def _build(
     settings = json.loads(json.dumps(asdict(setup.config)))
     if isinstance(setup, TokenSetup):
         settings["tokens"] = json.loads(json.dumps(asdict(setup.tokens)))
-    check_same(
-        work / "config.json",
-        settings | {"backbone": setup.backbone, "text": setup.text_fingerprint} | dict(further),
-    )
-    if not (work / "recording" / "models").exists():
+    settings |= {"backbone": setup.backbone, "text": setup.text_fingerprint} | dict(further)
+    processes.once(lambda: check_same(work / "config.json", settings))
+    if not processes.agree((work / "recording" / "models").exists()):
         if isinstance(setup, TokenSetup):
             token_phases.warm_up(setup, work / "models")
             token_phases.record(setup, work / "models", work / "recording", policy)
         else:
             warm_up(setup, work / "models")
             record(setup, work / "models", work / "recording")
-        publish(work / "models", work / "recording" / "models")
-    publish(work / "recording", target)
-    clean(target)
+        processes.once(lambda: publish(work / "models", work / "recording" / "models"))
+    processes.once(lambda: publish(work / "recording", target))
+    if processes.is_main():
+        clean(target)
 
 
 def check_same(file: Path, settings: dict[str, Any]) -> None:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import Logger
 
+from cee_gym import processes
 from cee_gym.backbones.encoding import EncodedText, Rows
 from cee_gym.documents import written_whole
+from cee_gym.errors import CeeGymError
 from cee_gym.exits.classifier import MultiExitModel, MultiExitOutput
 from cee_gym.progress import say, show_progress
 from cee_gym.training.config import FitConfig
@@ -46,6 +48,9 @@ def fit(
     Every epoch draws its batches and dropout, and what the objective draws from torch's generator
     on the CPU, from `(seed, epoch)`, so a resumed run equals an uninterrupted one.
 
+    Several processes share out every batch, so that an update is of the same rows as in one. Each
+    draws its own dropout, and its own exits where the objective draws them.
+
     Parameters that do not require gradients are no part of it: they stay what they are, and are in
     no checkpoint. Dropout is on everywhere, before frozen layers too, as in DeeBERT's second stage.
 
@@ -76,6 +81,7 @@ def fit(
     given = config.warmup_ratio
     rising = max(1.0, total * (warmup_ratio if given is None else given))
     start = 0 if checkpoint is None else resume_checkpoint(checkpoint, parameters, optimizer)
+    check_same_start(start)
     step = start * steps_per_epoch
     progress = show_progress(
         total=config.epochs * len(rows),
@@ -87,14 +93,16 @@ def fit(
     model.train()
     for epoch in range(start, config.epochs):
         rng = np.random.default_rng((seed, epoch))
-        torch.manual_seed(int(rng.integers(2**63)))
+        torch.manual_seed(int(rng.integers(2**63)) + processes.index())
         seen = torch.zeros(2, model.num_layers, device=accelerator.device)
         for batch in text.batches(rows, config.batch_size, rng):
-            labels = text.labels[batch].to(accelerator.device)
+            own, idle = processes.share(batch), processes.is_idle(batch)
+            labels = text.labels[own].to(accelerator.device)
             with accelerator.autocast():
-                output = model(**text.batch(batch, accelerator.device))
+                output = model(**text.batch(own, accelerator.device))
             losses = loss_per_layer(output.logits, labels)
             accelerator.backward(objective(output, losses, labels, step + 1))
+            processes.sum_gradients(parameters, 0.0 if idle else len(own) / len(batch))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
                 rise = min(1.0, (step + 1) / rising)
@@ -103,12 +111,13 @@ def fit(
             optimizer.zero_grad()
             step += 1
             correct = output.logits.argmax(dim=2) == labels[:, None]
-            seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
+            if not idle:
+                seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
             progress.update(len(batch))
-        if checkpoint is not None:
+        if checkpoint is not None and processes.is_main():
             save_checkpoint(checkpoint, parameters, optimizer, epoch + 1)
-        curves = {"": (seen / len(rows)).cpu()}
-        if watched is not None:
+        curves = {"": (processes.total(seen) / len(rows)).cpu()}
+        if watched is not None and processes.is_main():
             curves["calibration_"] = watch = _watch(model, text, watched)
             say(f"{name} epoch {epoch + 1} of {config.epochs}, {_line(watch)}")
         if logger is not None:
@@ -159,6 +168,19 @@ def all_logits(model: MultiExitModel, text: EncodedText, rows: Rows) -> torch.Te
             found[place[batch]] = model(**text.batch(batch, model.device)).logits.float().cpu()
     model.train(was_training)
     return found
+
+
+def check_same_start(done: int) -> None:
+    """Refuses to go on from other work than the main process does.
+
+    Raises:
+        CeeGymError: if it found another checkpoint.
+    """
+    if done != (of_main := processes.agree(done)):
+        raise CeeGymError(
+            f"process {processes.index()} found {done} done where the main one found {of_main}: "
+            "the output must be on a file system that all machines share"
+        )
 
 
 def save_checkpoint(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
+from cee_gym import processes
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.documents import publish, read_document, write_document
@@ -36,7 +37,7 @@ from cee_gym.progress import say
 from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import RECORDING, open_split
-from cee_gym.traces.texts import collect, start_trace, write_rows
+from cee_gym.traces.texts import collect, finish_trace, start_trace, write_rows
 from cee_gym.training.calibration import calibrate
 from cee_gym.training.config import AlternationConfig, FitConfig
 from cee_gym.training.fit import Objective, fit
@@ -93,13 +94,18 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
         logger: takes loss and accuracy per layer.
     """
     work = models.with_name(f"{models.name}.training")
-    if models.exists():
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed at its very end
+    if processes.agree(models.exists()):
+        _remove(work)  # of a process that was killed at its very end
         return
     if setup.calibrates:
-        probe(setup, work / "probe")
+        processes.once(lambda: probe(setup, work / "probe"))
     if setup.recipes != ("probe",):
         _train(setup, work / "finetune" if setup.calibrates else work / "paper", logger)
+    processes.once(lambda: _keep_the_best(setup, work, models))
+
+
+def _keep_the_best(setup: Setup, work: Path, models: Path) -> None:
+    """Calibrates what each recipe made, and publishes the one that is best on unseen text."""
     losses = {}
     for recipe in setup.recipes or ("paper",):
         finished = work / f"{recipe}.calibrated"
@@ -118,7 +124,7 @@ def warm_up(setup: Setup, models: Path, logger: Logger | None = None) -> None:
 def _train(setup: Setup, models: Path, logger: Logger | None) -> None:
     """Trains every backbone on the objective of the set-up, from probes or from fresh heads."""
     rows = {name: len(fit) for name, fit in setup.partition.fit.items()}
-    left = {name for name in rows if not (models / name).exists()}
+    left = processes.agree({name for name in rows if not (models / name).exists()})
     started, trained = time.monotonic(), 0
     for number, name in enumerate(rows, start=1):
         label = f"{WARM_UP}/{name}"
@@ -214,8 +220,8 @@ def backbone_phase(
         return objective
 
     work = models.with_name(f"{models.name}.training")
-    if models.exists():
-        shutil.rmtree(work, ignore_errors=True)
+    if processes.agree(models.exists()):
+        _remove(work)
         return load_agent(models / DEPLOYED / "agent") if together else agent
     for name in setup.partition.fit:
         label = f"{BACKBONE}/{name}"
@@ -232,10 +238,19 @@ def backbone_phase(
         )
         if together and name == DEPLOYED:
             agent = load_agent(work / DEPLOYED / "agent")
-    calibrate(setup, work, models)
-    shutil.copyfile(before / RECIPE, models / RECIPE)
-    shutil.rmtree(work)
+
+    def finish() -> None:
+        calibrate(setup, work, models)
+        shutil.copyfile(before / RECIPE, models / RECIPE)
+        shutil.rmtree(work)
+
+    processes.once(finish)
     return agent
+
+
+def _remove(folder: Path) -> None:
+    if processes.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train_one(
@@ -254,8 +269,8 @@ def _train_one(
     that a run that was stopped passes through them to where it was.
     """
     checkpoints = target.with_name(f"{target.name}.checkpoints")
-    if target.exists():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if processes.agree(target.exists()):
+        _remove(checkpoints)
         return
     model = load()
     rng = np.random.default_rng(setup.config.seed)
@@ -281,8 +296,8 @@ def _train_one(
             warmup_ratio=WARMUP_FROM_PROBES if stage.from_probes else 0.0,
             watched=watched,
         )
-    setup.save(model, target, agent)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.once(lambda: setup.save(model, target, agent))
+    _remove(checkpoints)
 
 
 def record(setup: Setup, models: Path, recording: Path) -> None:
@@ -295,7 +310,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         models: the backbones, by name.
         recording: where the traces are to be.
     """
-    if recording.exists():
+    if processes.agree(recording.exists()):
         return
     unfinished = recording.with_name(f"{recording.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -306,7 +321,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
         ("dev", "dev", None),
         ("test", "test", None),
     ):
-        if source in setup.splits and not (unfinished / split).exists():
+        if source in setup.splits and not processes.agree((unfinished / split).exists()):
             collect(
                 deployed,
                 setup.text[source],
@@ -316,7 +331,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
                 rows=rows,
                 dtype=setup.config.states,
             )
-    if not (unfinished / "train").exists():
+    if not processes.agree((unfinished / "train").exists()):
         writer = start_trace(
             deployed,
             setup.splits["train"],
@@ -331,7 +346,15 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
                 model = load_model(models / name, torch.float32).to(setup.accelerator.device)
             positions = np.flatnonzero(np.array(shares.traced_by) == name)
             write_rows(writer, model, setup.text["train"], shares.policy, positions)
-        writer.publish()
+        finish_trace(writer)
+    processes.once(lambda: _describe(setup, models, deployed, unfinished, recording))
+
+
+def _describe(
+    setup: Setup, models: Path, deployed: MultiExitModel, unfinished: Path, recording: Path
+) -> None:
+    """Writes beside complete traces how they came about, and publishes them."""
+    shares = setup.partition
     row_ids = np.array(setup.splits["train"]["row_id"])
     exits = {name: getattr(deployed.config, name) for name in OF_EXITS}
     description = {

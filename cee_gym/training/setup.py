@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from cee_gym import processes
 from cee_gym.backbones.encoding import EncodedText, check_tokenizer, load_tokenizer
 from cee_gym.backbones.families import check_encoder
 from cee_gym.documents import publish
@@ -142,6 +143,7 @@ class Setup:
     @cached_property
     def accelerator(self) -> Accelerator:
         """The device and precision to train with."""
+        processes.connect()
         return Accelerator(mixed_precision=self.config.precision)
 
     @cached_property

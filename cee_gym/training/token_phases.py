@@ -7,7 +7,6 @@
 They are those of `cee_gym.training.phases` in their order and files.
 """
 
-import itertools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 from torch.nn import functional
 
+from cee_gym import processes
 from cee_gym.backbones.sequences import Rows, TokenSequences
 from cee_gym.documents import publish, read_document, write_document
 from cee_gym.errors import CeeGymError
@@ -29,7 +29,7 @@ from cee_gym.progress import say, show_progress
 from cee_gym.traces.recordings import RECORDING
 from cee_gym.traces.tokens import TOKENS_AT_A_TIME, collect_tokens
 from cee_gym.training.config import AlternationConfig, FitConfig
-from cee_gym.training.fit import resume_checkpoint, save_checkpoint
+from cee_gym.training.fit import check_same_start, resume_checkpoint, save_checkpoint
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import RECIPE
 from cee_gym.training.tensorboard import BACKBONE, WARM_UP
@@ -38,8 +38,9 @@ from cee_gym.training.token_setup import TokenSetup
 UPDATES_A_CHECKPOINT = 100
 WARMUP = 0.05
 HELD = 10.0  # weight of the last layer at full depth beside the exits that are taken
-# From token ids [B, T] and who decides, bool [B, T], to the mean loss, whose gradients are added.
-Descend = Callable[[torch.Tensor, torch.Tensor], float]
+# From token ids [B, T], who decides, bool [B, T], and the number of the update, from 1, to the mean
+# loss, whose gradients are added.
+Descend = Callable[[torch.Tensor, torch.Tensor, int], float]
 
 
 def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> None:
@@ -53,8 +54,8 @@ def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> No
         logger: takes the loss.
     """
     checkpoint = _checkpoint(models)
-    if models.exists():
-        checkpoint.unlink(missing_ok=True)  # of a process that was killed at its very end
+    if processes.agree(models.exists()):
+        _remove(checkpoint)  # of a process that was killed at its very end
         return
     decoder = setup.initial_model()
     made: dict[str, Any] = {}
@@ -74,8 +75,8 @@ def warm_up(setup: TokenSetup, models: Path, logger: Logger | None = None) -> No
             name=f"{WARM_UP}/adapters",
             logger=logger,
         )
-    _save(setup, decoder, models, made)
-    checkpoint.unlink(missing_ok=True)
+    processes.once(lambda: _save(setup, decoder, models, made))
+    _remove(checkpoint)
 
 
 def backbone_phase(
@@ -103,8 +104,8 @@ def backbone_phase(
         logger: takes the loss.
     """
     checkpoint = _checkpoint(models)
-    if models.exists():
-        checkpoint.unlink(missing_ok=True)  # of a process that was killed at its very end
+    if processes.agree(models.exists()):
+        _remove(checkpoint)  # of a process that was killed at its very end
         return
     decoder, reference = MultiExitDecoder.load(before / DEPLOYED), setup.initial_model().eval()
     leave = policy_leave(decoder, policy)
@@ -124,8 +125,8 @@ def backbone_phase(
     )
     merge()
     made = read_document(before / RECIPE, "recipe", remedy="make the models again")
-    _save(setup, decoder, models, {**made, "rounds": number})
-    checkpoint.unlink(missing_ok=True)
+    processes.once(lambda: _save(setup, decoder, models, {**made, "rounds": number}))
+    _remove(checkpoint)
 
 
 def record(
@@ -139,7 +140,7 @@ def record(
         recording: where the traces are to be.
         policy: under whose exits, by state copying, it is recorded; None for full depth.
     """
-    if recording.exists():
+    if processes.agree(recording.exists()):
         return
     unfinished = recording.with_name(f"{recording.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -155,8 +156,9 @@ def record(
         ("train", "train", shares.policy),
     ):
         text = setup.text[source].take(rows)
-        text.save(unfinished / f"tokens-{split}.safetensors")
-        if not (unfinished / split).exists():
+        if processes.is_main():
+            text.save(unfinished / f"tokens-{split}.safetensors")
+        if not processes.agree((unfinished / split).exists()):
             collect_tokens(
                 decoder,
                 text,
@@ -177,8 +179,12 @@ def record(
         "under": None if policy is None else policy.description(),
         "made": made,
     }
-    write_document(unfinished / RECORDING, description)
-    publish(unfinished, recording)
+
+    def finish() -> None:
+        write_document(unfinished / RECORDING, description)
+        publish(unfinished, recording)
+
+    processes.once(finish)
 
 
 def fit_tokens(
@@ -196,7 +202,8 @@ def fit_tokens(
 ) -> None:
     """Descends a loss over the tokens of some answers, by AdamW with linear decay.
 
-    Goes on from its checkpoint, which is written every hundred updates.
+    Goes on from its checkpoint, which is written every hundred updates. Several processes share out
+    every batch, so that an update is of the same texts as in one.
 
     Args:
         decoder: what is trained.
@@ -215,6 +222,7 @@ def fit_tokens(
     )
     total = config.epochs * -(-len(rows) // config.batch_size)
     done = resume_checkpoint(checkpoint, dict(parameters), optimizer)
+    check_same_start(done)
     rising = max(1.0, total * (WARMUP if config.warmup_ratio is None else config.warmup_ratio))
     tokens = int(text.answer_tokens[rows].sum())
     progress = show_progress(total=config.epochs * tokens, desc=name, unit="token")
@@ -227,19 +235,25 @@ def fit_tokens(
             progress.update(int(text.answer_tokens[batch].sum()))
             if update <= done:
                 continue
-            ids = text.batch(batch).to(decoder.device)
-            recent.append(descend(ids, text.decides(batch).to(decoder.device)))
+            own = processes.share(batch)
+            ids = text.batch(own).to(decoder.device)
+            loss = descend(ids, text.decides(own).to(decoder.device), update)
+            weight = text.answer_tokens[own].sum() / text.answer_tokens[batch].sum()
+            if processes.is_idle(batch):
+                weight = 0.0
+            processes.sum_gradients(parameters, float(weight))
+            recent.append(loss * float(weight))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(update / rising, 1.0)
                 group["lr"] *= 1 - (update - 1) / total
             optimizer.step()
             optimizer.zero_grad()
-            if update % UPDATES_A_CHECKPOINT == 0:
+            if update % UPDATES_A_CHECKPOINT == 0 and processes.is_main():
                 checkpoint.parent.mkdir(parents=True, exist_ok=True)
                 save_checkpoint(checkpoint, dict(parameters), optimizer, update)
         if recent:
-            mean = float(np.mean(recent))
+            mean = float(processes.total(torch.tensor(np.mean(recent))))
             count = f"epoch {epoch + 1} of {config.epochs}"
             say(f"{name} {count}, mean loss {mean:.4f}")
             if logger is not None:
@@ -253,7 +267,7 @@ def _adapter_descent(decoder: MultiExitDecoder, loss: str) -> Descend:
     """The loss of all exits but the last, each in parts that fit into memory."""
     decoder.backbone.requires_grad_(False)
 
-    def descend(ids: torch.Tensor, decides: torch.Tensor) -> float:
+    def descend(ids: torch.Tensor, decides: torch.Tensor, _: int) -> float:
         with torch.no_grad():
             states = [of_exit[decides] for of_exit in decoder(ids)]
         gold, count = ids[:, 1:][decides[:, :-1]], int(decides.sum())
@@ -276,9 +290,8 @@ def _copying_descent(
     decoder: MultiExitDecoder, reference: MultiExitDecoder, leave: Leave, loss: str
 ) -> Descend:
     """The loss at each token's exit under copying, and those of exits at full depth."""
-    turns = itertools.cycle(range(1, decoder.num_layers))
 
-    def descend(ids: torch.Tensor, decides: torch.Tensor) -> float:
+    def descend(ids: torch.Tensor, decides: torch.Tensor, update: int) -> float:
         with torch.no_grad():
             full = reference.read(reference(ids)[-1][decides]).float().log_softmax(dim=-1)
         gold, count = ids[:, 1:][decides[:, :-1]], int(decides.sum())
@@ -288,7 +301,7 @@ def _copying_descent(
         held = decoder.read(shown[-1]).float()
         total = HELD * _loss(held, full, gold, "kl") / count
         # One of the other exits in turn, lest those that the policy seldom takes fall behind.
-        turn = next(turns)
+        turn = 1 + (update - 1) % (decoder.num_layers - 1)
         total = (
             total + _loss(decoder.answer(shown[turn - 1], turn).float(), full, gold, loss) / count
         )
@@ -343,6 +356,11 @@ def _add_lora(decoder: MultiExitDecoder, rank: int) -> Callable[[], None]:
 
 def _checkpoint(models: Path) -> Path:
     return models.with_name(f"{models.name}.checkpoint.safetensors")
+
+
+def _remove(checkpoint: Path) -> None:
+    if processes.is_main():
+        checkpoint.unlink(missing_ok=True)
 
 
 def _save(setup: TokenSetup, decoder: MultiExitDecoder, models: Path, made: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger
 
+from cee_gym import processes
 from cee_gym.agents.base import Agent, load_agent
 from cee_gym.agents.network_agent import GradientAgent
 from cee_gym.agents.registry import full_agent_name, preset_for
@@ -33,6 +34,8 @@ class ConsistentEETrainer:
     Round 0 warms up the backbone, records it and trains the policy on the recording. Every further
     round trains the backbone at the exits of the policy, records it again and goes on with the
     policy. All of it is under `output`, see `cee_gym.runs`, with the curves in TensorBoard's file.
+    Several processes share out warm-up, recording and backbone phase, see `cee_gym.processes`; the
+    policy learns in the main one.
 
     Args:
         agent: not trained yet.
@@ -126,7 +129,8 @@ class ConsistentEETrainer:
             for split in recorded_splits(self.recording):
                 open_split(self.recording, split).verify()
         with hold(self.output):
-            self._claim_output(resume)
+            if processes.is_main():
+                self._claim_output(resume)
             return self._rounds(progress_bar)
 
     def _rounds(self, progress_bar: bool) -> dict[str, Any]:
@@ -135,12 +139,13 @@ class ConsistentEETrainer:
         if isinstance(self.setup, Setup):
             trained = (self.setup.objective is not None, self.alternation.rounds > 0)
             phases = [name for name, some in zip((WARM_UP, BACKBONE), trained, strict=True) if some]
-        logger = run_logger(self.output, settings, phases)
+        logger = run_logger(self.output, settings, phases) if processes.is_main() else None
         results: dict[str, Any] = {}
         for number in range(self.alternation.rounds + 1):
             results = self._round(number, logger, progress_bar)
-        log_settings(logger, settings, results)
-        logger.close()
+        if logger is not None:
+            log_settings(logger, settings, results)
+            logger.close()
         return results
 
     def _check_problem(self) -> None:
@@ -156,6 +161,16 @@ class ConsistentEETrainer:
                 "classifiers: a decoder is trained at the exits its policy takes, in turn with it",
             )
         together = self.alternation.rounds and self.alternation.phases == "together"
+        if processes.count() > 1 and self.setup is None:
+            raise CeeGymError(
+                "a policy learns from a recording in one process: start this without accelerate "
+                "launch or torchrun, or give a backbone to be trained and recorded"
+            )
+        if processes.count() > 1 and together:
+            raise CeeGymError(
+                "phases together runs as one process, whose batches the policy learns from: leave "
+                "phases out, or start this without accelerate launch or torchrun"
+            )
         if together and not isinstance(self.agent, GradientAgent):
             raise CeeGymError(
                 "phases together takes an agent that learns by gradient steps, such as reinforce "
@@ -187,11 +202,10 @@ class ConsistentEETrainer:
         self.output.mkdir(parents=True, exist_ok=True)
         write_document(file, description)
 
-    def _round(self, number: int, logger: Logger, progress_bar: bool) -> dict[str, Any]:
+    def _round(self, number: int, logger: Logger | None, progress_bar: bool) -> dict[str, Any]:
         here = self.output / f"round-{number}"
-        before = self.output / f"round-{number - 1}"
         evaluation = here / EVALUATION
-        if evaluation.exists():
+        if processes.agree(evaluation.exists()):
             self.agent = load_agent(here / "agent")
             return read_document(evaluation, "evaluation", remedy="remove it and resume")
         recording = self.recording
@@ -202,6 +216,20 @@ class ConsistentEETrainer:
             else:
                 self._make_texts(self.setup, number, logger)
         assert recording is not None
+        results = processes.once(
+            lambda: self._policy_phase(number, recording, logger, progress_bar)
+        )
+        if not processes.is_main():
+            self.agent = load_agent(here / "agent")
+        return results
+
+    def _policy_phase(
+        self, number: int, recording: Path, logger: Logger | None, progress_bar: bool
+    ) -> dict[str, Any]:
+        """Trains the policy on the recording of a round, and evaluates it."""
+        assert logger is not None
+        here = self.output / f"round-{number}"
+        before = self.output / f"round-{number - 1}"
         for split in ("calibration", "dev"):
             open_split(recording, split)  # refuses before learning what could not be evaluated
         memorized = None
@@ -237,12 +265,12 @@ class ConsistentEETrainer:
             weights = here / "models" / DEPLOYED
             results["live"] = live_points(weights, recording, "dev", self.agent.policy, results)
         log_round(logger, results, number, self.agent.timesteps)
-        write_document(evaluation, results)
+        write_document(here / EVALUATION, results)
         # The next round has its own; a backbone is large.
         shutil.rmtree(before / "models", ignore_errors=True)
         return results
 
-    def _make_texts(self, setup: Setup, number: int, logger: Logger) -> None:
+    def _make_texts(self, setup: Setup, number: int, logger: Logger | None) -> None:
         """Models and recording of a round, of a classifier."""
         models = self.output / f"round-{number}" / "models"
         if number == 0:
@@ -260,7 +288,7 @@ class ConsistentEETrainer:
             )
         record(setup, models, models.with_name("recording"))
 
-    def _make_tokens(self, setup: TokenSetup, number: int, logger: Logger) -> None:
+    def _make_tokens(self, setup: TokenSetup, number: int, logger: Logger | None) -> None:
         """Models and recording of a round, of a decoder; later rounds are under the policy."""
         from cee_gym.training import token_phases
 
