@@ -74,6 +74,7 @@ def test_two_processes_train_a_backbone_as_one_does(tmp_path: Path, data: Path) 
     assert np.abs(before["states"] - two["states"]).max() > 1e-3  # it has learned something
 
 
+@pytest.mark.slow
 def test_two_processes_warm_an_encoder_up(tmp_path: Path, data: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -90,6 +91,7 @@ def test_two_processes_warm_an_encoder_up(tmp_path: Path, data: Path) -> None:
     assert (tmp_path / "two" / "recording.json").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     from cee_gym.traces.recordings import shipped_backbone
 
