@@ -27,8 +27,8 @@ class Serve:
 
     SIGTERM and Ctrl-C stop the server once everything that was accepted is answered. A connection
     on which the head of a request takes longer than 30 seconds is closed, and a body that takes
-    longer than 30 seconds more is refused. There is no authentication, so the server listens on the
-    local host only unless you give another --host.
+    longer than 30 seconds more is refused. Requests have to show the token in CEE_GYM_TOKEN, where
+    that is set. The server listens on the local host only unless you give another --host.
 
     Attributes:
         model: A saved or exported directory, a run of train, or a name on the hub.
