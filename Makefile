@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-generation test test-all test-lowest test-newest docs notebooks chaos lint format clean
+.PHONY: demo demo-generation test test-all test-lowest test-newest docs notebooks chaos load lint format clean
 
 demo: .venv/installed
 	$(BIN)/cee-gym train EarlyExit-ToyBERT-Clauses --agent reinforce --alpha 0.035 --total-timesteps 1000000 --observe hidden layer confidence margin agreement previous --rounds 1 --output runs/demo --resume
@@ -45,6 +45,11 @@ CRASHES ?= 200
 PAIRS ?= 40
 chaos: .venv/installed
 	$(BIN)/python -m benchmarks.chaos --kills $(KILLS) --crashes $(CRASHES) --pairs $(PAIRS)
+
+# The server under load while a worker is killed. Takes MINUTES and some more.
+MINUTES ?= 10
+load: .venv/installed
+	$(BIN)/python -m benchmarks.server_load --minutes $(MINUTES) --clients 64 --workers 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,7 +18,11 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
+from cee_gym.cli import _parsed
+from cee_gym.serving.access import TOKEN
+from cee_gym.serving.server import MOST_SECONDS_TO_STOP
 from cee_gym.traces.recordings import shipped_backbone
 from tests.conftest import WORDS
 
@@ -334,3 +338,32 @@ def test_a_demo_runs_as_the_makefile_has_it(target, there) -> None:
     lines = recipe.split("\n\n")[0].replace("\t$(BIN)/", "")
     (there / "page.md").write_text(f"```sh\n{lines}\n```\n")
     run_pages([there / "page.md"], there)
+
+
+def test_the_deployment_on_kubernetes_uses_what_there_is() -> None:
+    page = (DOCS / "guide" / "serve.md").read_text()
+    text = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    deployment, service = yaml.safe_load_all(text)
+    pod = deployment["spec"]["template"]
+    (server,) = pod["spec"]["containers"]
+    entry = re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[0]
+    command = _parsed([*json.loads(entry)[1:], *server["args"]])
+    assert (command.model, command.workers, command.host) == ("/model", 2, "0.0.0.0")
+    (port,) = server["ports"]
+    assert port["containerPort"] == command.port
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    source = (ROOT / "cee_gym" / "serving" / "server.py").read_text()
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = server[probe]["httpGet"]
+        assert f'@app.get("{asked["path"]}"' in source
+        assert asked["port"] == port["name"]
+    assert [variable["name"] for variable in server["env"]] == [TOKEN]
+    assert [mount["mountPath"] for mount in server["volumeMounts"]] == [command.model]
+    assert [mount["name"] for mount in server["volumeMounts"]] == [
+        volume["name"] for volume in pod["spec"]["volumes"]
+    ]
+    secret = server["env"][0]["valueFrom"]["secretKeyRef"]
+    assert f"create secret generic {secret['name']} --from-literal={secret['key']}=" in page
+    labels = pod["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert pod["spec"]["terminationGracePeriodSeconds"] > 5 + MOST_SECONDS_TO_STOP

@@ -2,7 +2,7 @@
 
 One thread generates, one request after another; requests wait in a queue. A streamed answer is
 server-sent events: `{"text": ...}` for each piece, and at the end `{"done": true, ...}`. Whoever
-has gone is not generated for any longer.
+has gone, streamed to or not, is not generated for any longer.
 """
 
 import asyncio
@@ -18,10 +18,11 @@ from typing import Annotated, Any
 from cee_gym.errors import CeeGymError
 
 try:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
     from fastapi.responses import StreamingResponse
     from pydantic import BaseModel, ConfigDict, Field, model_validator
     from starlette.exceptions import HTTPException
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
 
@@ -29,9 +30,9 @@ import torch
 
 from cee_gym.generation.text_generation import EarlyExitTextGeneration, Generated
 from cee_gym.policies.speeds import Speed
-from cee_gym.serving.limits import Guard, Limits
+from cee_gym.serving.limits import Guard, Limits, unless_gone
 from cee_gym.serving.schemas import Failure
-from cee_gym.serving.server import answer_errors
+from cee_gym.serving.server import answer_errors, served
 
 MOST_WAITING = 256
 Sampling = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -123,6 +124,7 @@ def make_generation_app(
         lifespan=lifespan,
     )
     app.state.service, app.state.limits = service, limits
+    app.state.served = served(generator.policy)
     app.add_middleware(Guard, service=service, limits=limits)
 
     answer_errors(app)
@@ -135,7 +137,7 @@ def make_generation_app(
     }
 
     @app.post("/generate", response_model=GenerateResponse, responses=responses)
-    async def generate(request: GenerateRequest) -> Any:
+    async def generate(request: GenerateRequest, http: Request) -> Any:
         """Answers a prompt, each token as deep as the policy says."""
         at = generator.at(request.speed)
         at.encode(request.prompt, request.max_new_tokens)  # refused before anything is streamed
@@ -146,13 +148,11 @@ def make_generation_app(
         answer = _Answer(asyncio.get_running_loop())
         service.start(at, request, answer)
         if request.stream:
-            return StreamingResponse(_events(answer, weights), media_type="text/event-stream")
+            return _Stream(answer, weights)
         try:
-            async for _ in answer.pieces():
-                pass
+            return _response(await unless_gone(answer.whole(), http.receive), weights)
         finally:
             answer.gone.set()
-        return _response(answer.result(), weights)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -190,6 +190,11 @@ class _Answer:
         while (piece := await self._queue.get()) is not None:
             yield piece
 
+    async def whole(self) -> Generated:
+        async for _ in self.pieces():
+            pass
+        return self.result()
+
     def result(self) -> Generated:
         if isinstance(self._result, BaseException):
             raise self._result
@@ -225,6 +230,8 @@ class _Service:
         self, generator: EarlyExitTextGeneration, request: GenerateRequest, answer: _Answer
     ) -> None:
         try:
+            if answer.gone.is_set():
+                raise CeeGymError("the client has gone")
             settings: dict[str, Any] = {}
             if request.do_sample:
                 torch.manual_seed(request.seed)
@@ -241,18 +248,29 @@ class _Service:
             answer.end(error)
 
 
-async def _events(answer: _Answer, weights: str) -> AsyncIterator[str]:
-    try:
-        async for piece in answer.pieces():
-            yield _event({"text": piece})
+class _Stream(StreamingResponse):
+    """The pieces of an answer as server-sent events; the answer ends where its client goes."""
+
+    def __init__(self, answer: _Answer, weights: str) -> None:
+        super().__init__(_events(answer, weights), media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            found = answer.result()
-        except CeeGymError as error:
-            yield _event({"error": str(error)})
-        else:
-            yield _event({"done": True, **_response(found, weights).model_dump()})
-    finally:
-        answer.gone.set()
+            await super().__call__(scope, receive, send)
+        finally:  # here, since a client may have gone before the first event is asked for
+            self._answer.gone.set()
+
+
+async def _events(answer: _Answer, weights: str) -> AsyncIterator[str]:
+    async for piece in answer.pieces():
+        yield _event({"text": piece})
+    try:
+        found = answer.result()
+    except CeeGymError as error:
+        yield _event({"error": str(error)})
+    else:
+        yield _event({"done": True, **_response(found, weights).model_dump()})
 
 
 def _event(data: dict[str, Any]) -> str:

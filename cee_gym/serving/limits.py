@@ -2,15 +2,20 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cee_gym.errors import CeeGymError, check_number
+
+# What proxies count where a client has gone before its answer; HTTP itself has no word for it.
+GONE = 499
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Guarded(Protocol):
 
     Attributes:
         draining: whether the server is about to stop.
-        metrics: counts answers to /predict.
+        metrics: counts answers to /predict; None where nothing is counted.
     """
 
     draining: bool
@@ -74,10 +79,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, size, status = time.perf_counter(), 0, HTTPStatus.INTERNAL_SERVER_ERROR.value
-        late = asyncio.get_running_loop().time() + self._limits.max_seconds
+        late: float | None = asyncio.get_running_loop().time() + self._limits.max_seconds
 
         async def receive_some() -> Message:
-            nonlocal size
+            nonlocal size, late
             try:
                 async with asyncio.timeout_at(late):
                     message = await receive()
@@ -87,6 +92,8 @@ class Guard:
                     f"the body did not arrive within {self._limits.max_seconds:g} seconds",
                     headers={"Connection": "close"},
                 ) from None
+            if not message.get("more_body", False):
+                late = None  # what comes next is that the client goes, whenever it likes
             size += len(message.get("body", b""))
             if size > self._limits.max_body:
                 raise HTTPException(
@@ -106,9 +113,37 @@ class Guard:
         try:
             await self._app(scope, receive_some, send_noting)
         finally:
-            if scope["path"].endswith("/predict"):  # it may be mounted below another path
+            # It may be mounted below another path.
+            if self._service.metrics is not None and scope["path"].endswith("/predict"):
                 self._service.metrics.requests.labels(str(status)).inc()
                 self._service.metrics.seconds.observe(time.perf_counter() - start)
+
+
+async def unless_gone(answer: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
+    """Waits for an answer, which is cancelled when the client goes.
+
+    Args:
+        answer: to a request.
+        receive: of that request, whose body has been read.
+
+    Raises:
+        HTTPException: 499, which nobody receives, if the client has gone; it is counted as such.
+    """
+    working = asyncio.ensure_future(answer)
+    listening = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, listening), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise HTTPException(GONE, "the client has gone")
+    finally:
+        working.cancel()
+        listening.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def connection(max_seconds: float) -> type[H11Protocol]:

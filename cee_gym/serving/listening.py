@@ -28,3 +28,10 @@ def bound(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}"
         ) from None
     return found
+
+
+def say_serving(listening: socket.socket) -> None:
+    """Prints the one line that says where the server is, once it answers there."""
+    address, port = listening.getsockname()[:2]
+    name = f"[{address}]" if ":" in address else address
+    print(f"serving on http://{name}:{port}, described at /docs; stop it with Ctrl-C", flush=True)

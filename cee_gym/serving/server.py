@@ -8,8 +8,10 @@ names alone, and can want a token; see `cee_gym.serving.access`.
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
@@ -29,16 +31,17 @@ except ImportError as error:
 
 from cee_gym.inference.pipeline import EarlyExitPipeline
 from cee_gym.observation import Sizes
+from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.rules import full_depth as never_leaving
 from cee_gym.serving.access import Access, failure, token_of_environment
-from cee_gym.serving.limits import Guard, Limits, connection
-from cee_gym.serving.listening import bound
+from cee_gym.serving.limits import Guard, Limits, connection, unless_gone
+from cee_gym.serving.listening import bound, say_serving
 from cee_gym.serving.schemas import Failure, Health, PredictRequest, PredictResponse
 from cee_gym.serving.service import Service
 
 # Between the signal to stop and the end of idle connections: what is on its way still arrives.
 _GRACE_SECONDS = 1.0
-_MOST_SECONDS_TO_STOP = 60
+MOST_SECONDS_TO_STOP = 60
 
 
 def make_app(
@@ -88,6 +91,7 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.service, app.state.limits = service, limits
+    app.state.served = served(pipeline.policy)
     app.add_middleware(Guard, service=service, limits=limits)
 
     answer_errors(app)
@@ -104,7 +108,7 @@ def make_app(
     }
 
     @app.post("/predict", responses=responses)
-    async def predict(request: PredictRequest) -> PredictResponse:
+    async def predict(request: PredictRequest, http: Request) -> PredictResponse:
         """Classifies texts, each as deep as the policy says."""
         if len(request.texts) > limits.max_texts:
             raise HTTPException(
@@ -112,7 +116,7 @@ def make_app(
                 f"{len(request.texts)} texts in one request, and the most is {limits.max_texts}: "
                 "send several",
             )
-        predictions = await service.predict(request)
+        predictions = await unless_gone(service.predict(request), http.receive)
         return PredictResponse(predictions=predictions, model=weights)
 
     @app.get("/health", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"model": Health}})
@@ -130,9 +134,8 @@ def make_app(
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        """Counts, in the text format of Prometheus."""
-        metrics.waiting.set(service.waiting)
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        """Counts of all workers, in the text format of Prometheus."""
+        return Response(generate_latest(metrics.of_all()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return app
 
@@ -142,6 +145,11 @@ def full_depth(pipeline: EarlyExitPipeline) -> EarlyExitPipeline:
     model = pipeline.model
     sizes = Sizes(model.num_layers, model.width, model.num_labels)
     return EarlyExitPipeline(model, pipeline.tokenizer, never_leaving(sizes))
+
+
+def served(policy: ExitPolicy) -> str:
+    """One line for what is served."""
+    return f"policy {policy.name}, leaves above {policy.threshold:.4g}"
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -198,7 +206,7 @@ def _in_words(error: dict[str, Any]) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens; stops only when everything that was accepted is answered."""
+    """Says when it listens; stops only when everything that was accepted is answered."""
 
     def __init__(self, app: FastAPI, announce: Callable[[], None]) -> None:
         config = uvicorn.Config(
@@ -207,7 +215,7 @@ class _Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=_MOST_SECONDS_TO_STOP,
+            timeout_graceful_shutdown=MOST_SECONDS_TO_STOP,
         )
         super().__init__(config)
         self._service: Service = app.state.service
@@ -242,16 +250,26 @@ def serve(app: FastAPI, host: str, port: int, allowed_hosts: Sequence[str] = ())
     Raises:
         CeeGymError: if it cannot listen there, or the token of the environment is none.
     """
-    app.add_middleware(Access, hosts=(host, *allowed_hosts), token=token_of_environment())
     listening = bound(host, port)
-    address, port = listening.getsockname()[:2]
-    name = f"[{address}]" if ":" in address else address
+    print(app.state.served, file=sys.stderr)
+    serve_on(listening, app, (host, *allowed_hosts), partial(say_serving, listening))
 
-    def announce() -> None:
-        print(
-            f"serving on http://{name}:{port}, described at /docs; stop it with Ctrl-C", flush=True
-        )
 
+def serve_on(
+    listening: socket.socket, app: FastAPI, hosts: Sequence[str], announce: Callable[[], None]
+) -> None:
+    """Serves on a socket, which others may share; else as `serve`.
+
+    Args:
+        listening: a bound socket, which is closed at the end.
+        app: of `make_app`.
+        hosts: names it answers to, beside those of the local host.
+        announce: called once it answers.
+
+    Raises:
+        CeeGymError: if the token of the environment is none.
+    """
+    app.add_middleware(Access, hosts=hosts, token=token_of_environment())
     server = _Server(app, announce)
     # uvicorn raises the signals that stopped it once more when it is done: they have been heard.
     before = {number: signal(number, SIG_IGN) for number in (SIGINT, SIGTERM)}

@@ -1,6 +1,7 @@
 """From a request to its predictions: the queue, the speeds, and what is counted on the way."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.exceptions import HTTPException
 
 from cee_gym.errors import CeeGymError, check_number
@@ -25,13 +27,16 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 class Metrics:
     """What the server counts, for Prometheus.
 
+    Where `PROMETHEUS_MULTIPROC_DIR` is set, prometheus_client counts in files of that directory,
+    which several processes may share.
+
     Args:
         num_layers: of the model.
     """
 
     def __init__(self, num_layers: int) -> None:
-        self.registry = CollectorRegistry()
-        of: dict[str, Any] = {"namespace": "cee_gym", "registry": self.registry}
+        self._registry = CollectorRegistry()
+        of: dict[str, Any] = {"namespace": "cee_gym", "registry": self._registry}
         self.requests = Counter("requests", "Answers to /predict", ["status"], **of)
         self.seconds = Histogram("request_seconds", "To answer /predict", buckets=_SECONDS, **of)
         self.exit_layer = Histogram(
@@ -40,7 +45,20 @@ class Metrics:
         self.batch_size = Histogram(
             "batch_size", "Texts run together", buckets=[2**power for power in range(11)], **of
         )
-        self.waiting = Gauge("waiting_texts", "Texts accepted and not answered yet", **of)
+        self.waiting = Gauge(
+            "waiting_texts",
+            "Texts accepted and not answered yet",
+            multiprocess_mode="livesum",
+            **of,
+        )
+
+    def of_all(self) -> CollectorRegistry:
+        """What is counted here, or the sum over the processes that count in one directory."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self._registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return registry
 
 
 class Service:
@@ -123,13 +141,17 @@ class Service:
                 f"{self.waiting} texts are waiting already: try again in a second",
                 headers={"Retry-After": "1"},
             )
-        self.waiting += count
+        self._count_waiting(count)
         try:
             loop = asyncio.get_running_loop()
             encoded, pipeline = await loop.run_in_executor(self._encoder, self._prepare, request)
             return await self._batcher.answer(encoded, pipeline)
         finally:
-            self.waiting -= count
+            self._count_waiting(-count)
+
+    def _count_waiting(self, more: int) -> None:
+        self.waiting += more
+        self.metrics.waiting.set(self.waiting)
 
     def _prepare(self, request: PredictRequest) -> tuple[list[Encoded], EarlyExitPipeline]:
         speed = Speed(

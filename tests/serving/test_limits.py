@@ -119,3 +119,35 @@ def test_slow_clients_are_sent_away_and_disturb_nobody(pipeline: Any) -> None:
                 assert detail == "the body did not arrive within 0.4 seconds"
         client.request("GET", "/metrics")
         assert 'cee_gym_requests_total{status="408"} 3.0' in client.getresponse().read().decode()
+
+
+def test_texts_whose_client_has_gone_are_not_run(pipeline: Any) -> None:
+    run, ran, go_on = pipeline.run, [], threading.Event()
+
+    def hold(encoded: list[Any]) -> Any:
+        ran.append(len(encoded))
+        assert go_on.wait(timeout=20)
+        return run(encoded)
+
+    pipeline.run = hold
+    with listening(pipeline) as port:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        client.request("POST", "/predict", body(), {"content-type": "application/json"})
+        while not ran:  # it holds the one thread that runs batches
+            time.sleep(0.01)
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", port)) as gone:
+                gone.sendall(ASKED + body())
+        until = time.monotonic() + 20
+        other = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        while True:
+            other.request("GET", "/metrics")
+            counted = other.getresponse().read().decode()
+            if 'cee_gym_requests_total{status="499"} 10.0' in counted:
+                break
+            assert time.monotonic() < until, counted
+            time.sleep(0.01)
+        assert "cee_gym_waiting_texts 1.0" in counted
+        go_on.set()
+        assert client.getresponse().status == 200
+    assert ran == [1]
