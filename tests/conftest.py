@@ -234,6 +234,18 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     sys.modules.pop("mine", None)
 
 
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray on this machine with two CPUs, in this process until the test ends."""
+    from tests.ray_workers import NEEDED
+
+    ray = pytest.importorskip("ray", reason=NEEDED)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The directory with real data and weights; mark what asks for it `real_data`."""

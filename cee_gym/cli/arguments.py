@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,6 +13,7 @@ from cee_gym.errors import CeeGymError, did_you_mean, is_a_path
 from cee_gym.registry import import_user_module
 
 if TYPE_CHECKING:
+    from cee_gym.cluster import Cluster
     from cee_gym.policies.speeds import Speed
     from cee_gym.tasks import Task
 
@@ -64,6 +65,39 @@ class SpeedArguments:
         """The one that is given, such as `--saved-layers`; None where none is."""
         given = [name for name, value in vars(self).items() if value is not None]
         return f"--{given[0].replace('_', '-')}" if given else None
+
+
+@dataclass(frozen=True)
+class EngineArguments:
+    """What does the work, and where.
+
+    Attributes:
+        engine: This process, which does one thing after another, or ray, which does several at
+            once.
+        address: The address of a Ray cluster that runs. By default Ray is started on this machine.
+        cpus: The number of CPUs that Ray keeps for each cell of a study, or trial of a search.
+        gpus: The number of GPUs that Ray keeps for each.
+    """
+
+    engine: Literal["process", "ray"] = "process"
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def cluster(self) -> "Cluster | None":
+        """Where Ray runs, and what it keeps for each task; None without it.
+
+        Raises:
+            CeeGymError: if something is given that Ray alone knows, or is out of range.
+        """
+        from cee_gym.cluster import Cluster
+
+        given = {"address": self.address, "cpus": self.cpus != 1, "gpus": self.gpus}
+        if self.engine != "ray" and (unused := [name for name in given if given[name]]):
+            raise CeeGymError(f"--{unused[0]} is of --engine ray")
+        if self.engine != "ray":
+            return None
+        return Cluster(self.address, self.cpus, self.gpus)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """`cee-gym study`: tasks x agents x rewards x trainings x seeds, in one table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from cee_gym.cli.arguments import EngineArguments
 from cee_gym.cli.options import command
-from cee_gym.errors import CeeGymError, check_number
 
 
 @command("study")
@@ -27,28 +27,18 @@ class Study:
         config: The TOML file that says what is compared. The docstring of cee_gym.studies.config,
             and the guide, show one.
         output: The folder of the study. By default it is studies/NAME, after the file.
-        engine: What does the cells: this process, or ray, which runs several at once.
-        address: The address of a Ray cluster that runs. By default Ray is started on this machine.
-        cpus: The number of CPUs that Ray keeps for a cell.
-        gpus: The number of GPUs that Ray keeps for a cell.
+        engine: What does the cells, and where.
         estimate: Only say how many cells there are and about how much CPU time they take.
     """
 
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     output: Path | None = None
-    engine: Literal["process", "ray"] = "process"
-    address: str | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
+    engine: EngineArguments = field(default_factory=EngineArguments)
     estimate: bool = False
 
     def run(self) -> None:
         """Does what is not done yet, and prints the summary."""
-        given = {"address": self.address, "cpus": self.cpus != 1, "gpus": self.gpus}
-        if self.engine != "ray" and (unused := [name for name in given if given[name]]):
-            raise CeeGymError(f"--{unused[0]} is of --engine ray")
-        check_number("--cpus", self.cpus, 0)
-        check_number("--gpus", self.gpus, 0)
+        cluster = self.engine.cluster()
         from cee_gym.studies.config import StudyConfig
 
         config = StudyConfig.read(self.config)
@@ -61,11 +51,11 @@ class Study:
         say(estimate(config, output))
         if self.estimate:
             return
-        if self.engine == "ray":
+        if cluster is None:
+            table = run_study(config, output)
+        else:
             from cee_gym.studies.cluster import run_on_ray
 
-            table = run_on_ray(config, output, address=self.address, cpus=self.cpus, gpus=self.gpus)
-        else:
-            table = run_study(config, output)
+            table = run_on_ray(config, output, cluster)
         print(summary_table(summary(table)))
         print(f"\n{output / TABLE}: {len(table)} rows; {output / SUMMARY}")

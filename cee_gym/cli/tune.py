@@ -8,6 +8,7 @@ from typing import Any
 
 from cee_gym.cli.arguments import (
     AgentName,
+    EngineArguments,
     Id,
     Settings,
     benchmark_or_own,
@@ -38,6 +39,7 @@ class Tune:
         set: A hyper-parameter that is not to be searched. The option may be repeated.
         problem: What a policy observes, and what leaving pays.
         total_timesteps: The number of decisions to learn from. By default it is the preset's.
+        engine: What runs the trials, and where.
     """
 
     id: Id
@@ -50,9 +52,11 @@ class Tune:
     set: Settings = ()
     problem: ProblemSettings = field(default_factory=ProblemSettings)
     total_timesteps: int | None = None
+    engine: EngineArguments = field(default_factory=EngineArguments)
 
     def run(self) -> None:
         """Searches, and prints how to train with what was found."""
+        cluster = self.engine.cluster()
         check_agent(self.agent)
         check_there("--trace", self.trace)
         from cee_gym.agents.registry import hyperparameter_defaults
@@ -72,7 +76,7 @@ class Tune:
         )
         name = f"{id}-{self.agent}-tune".replace(":", "-")
         output = self.output or Path("runs") / name
-        best = tune(search, self.trials, output, timeout_s=self.timeout_s)
+        best = tune(search, self.trials, output, timeout_s=self.timeout_s, cluster=cluster)
         print(f"return on calibration, {best['trials']} trials, {output / 'study.db'}")
         print(f"  the preset  {best['preset_value']:.4f}")
         print(f"  the best    {best['value']:.4f}")

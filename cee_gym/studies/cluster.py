@@ -1,21 +1,18 @@
-"""Does the cells of a study as tasks of Ray, on this machine or on a cluster."""
+"""Does the cells of a study as tasks of Ray."""
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from cee_gym.errors import CeeGymError
+from cee_gym.cluster import Cluster
 from cee_gym.progress import say
-from cee_gym.studies.cells import Cell, cells_of
+from cee_gym.studies.cells import cells_of
 from cee_gym.studies.config import StudyConfig
 from cee_gym.studies.study import WAIT, claim, do_cell, finish, is_done
 
 
-def run_on_ray(
-    config: StudyConfig, output: Path, *, address: str | None, cpus: float, gpus: float
-) -> pd.DataFrame:
+def run_on_ray(config: StudyConfig, output: Path, cluster: Cluster) -> pd.DataFrame:
     """Does all cells that are not done yet as tasks of Ray, and writes the table.
 
     What is done stands in the folder of the study, as it does without Ray; all machines have to see
@@ -24,57 +21,30 @@ def run_on_ray(
     Args:
         config: what is compared.
         output: the folder of the study.
-        address: of a cluster that runs, such as `"auto"`; None to start one on this machine.
-        cpus: that a cell needs.
-        gpus: that a cell needs.
+        cluster: where, and what a cell needs.
 
     Raises:
         CeeGymError: if Ray is not installed or cannot be reached, no machine has what a cell needs,
             the folder holds another study, or a cell cannot be done.
     """
-    try:
-        import ray
-    except ImportError:
-        raise CeeGymError('ray is not installed: pip install "cee-gym[cluster]"') from None
     output = output.absolute()
     claim(config, output)
-    ours = not ray.is_initialized()
-    try:
-        if ours:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise CeeGymError(f"no Ray at {address}: {error}") from error
-    try:
-        there = ray.cluster_resources()
-        for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
-            if wanted > there.get(kind, 0):
-                raise CeeGymError(
-                    f"a cell is to have {wanted:g} {kind}s, and all machines together have "
-                    f"{there.get(kind, 0):g}"
-                )
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(do_cell)
+    with cluster.tasks(do_cell, "cell") as tasks:
         cells = cells_of(config)
+        by_key = {cell.key: cell for cell in cells}
         waiting = [cell for cell in cells if not is_done(output, cell.key)]
-        running: dict[Any, Cell] = {}
-        say(f"{len(cells)} cells, {len(cells) - len(waiting)} done; {there.get('CPU', 0):g} CPUs")
-        while waiting or running:
+        done = len(cells) - len(waiting)
+        say(f"{len(cells)} cells, {done} done; room for {tasks.slots} at once")
+        while waiting or tasks.running:
             for cell in [one for one in waiting if not one.needs or is_done(output, one.needs)]:
                 waiting.remove(cell)
-                running[task.remote(cell, config, output)] = cell
-            (finished, *_), _ = ray.wait(list(running))
-            cell = running.pop(finished)
-            try:
-                spent = ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise CeeGymError(f"{cell.key}: {error.cause or error}") from error
-            if spent is None and not is_done(output, cell.key):  # a process without Ray has it
-                waiting.append(cell)
+                tasks.start(cell.key, cell, config, output)
+            key, spent = tasks.wait()
+            if spent is None and not is_done(output, key):  # a process without Ray has it
+                waiting.append(by_key[key])
                 time.sleep(WAIT)
                 continue
-            done = len(cells) - len(waiting) - len(running)
+            done = len(cells) - len(waiting) - len(tasks.running)
             by = "another process" if spent is None else f"{spent:.0f} CPU s"
-            say(f"{done}/{len(cells)} cells, {cell.key}: {by}")
-    finally:
-        if ours:
-            ray.shutdown()
+            say(f"{done}/{len(cells)} cells, {key}: {by}")
     return finish(config, output)

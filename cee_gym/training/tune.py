@@ -5,15 +5,21 @@ leaves at its own threshold; dev takes no part. The first trial is the preset, s
 ends below it.
 
 The study is an SQLite file that Optuna's own tools read. Each trial draws from a generator of its
-own, seeded by the number of trials done, so a search that was stopped anywhere goes on to the end
-it would have come to. The trial that was cut off is kept as failed, and run again.
+own, seeded by the place of the trial in the search, so a search that was stopped anywhere goes on
+to the end it would have come to. A trial that was cut off is kept as failed, and its place is taken
+again.
+
+Trials run one after another, or several at once as tasks of Ray. There the sampler knows fewer
+results when it draws. Only this process writes the file.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +32,7 @@ from cee_gym.agents.registry import (
     make_agent,
     preset_for,
 )
+from cee_gym.cluster import Cluster, RayTasks
 from cee_gym.documents import write_document
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError, check_number, first_line
@@ -37,6 +44,9 @@ from cee_gym.training.phases import problem_env
 
 if TYPE_CHECKING:
     import optuna
+
+PLACE = "place"  # of a trial in the search, kept with it
+PRESET = 0  # its place
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ def tune(
     *,
     timeout_s: float | None = None,
     progress_bar: bool = True,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Searches, or goes on with a search, until there are so many trials in all.
 
@@ -152,6 +163,8 @@ def tune(
         output: the directory for `study.db` and `best.json`.
         timeout_s: begin no trial after so many seconds.
         progress_bar: show progress and time left.
+        cluster: run as many trials at once as there is room for there; None runs one at a time in
+            this process. All machines have to see the recording under one path.
 
     Returns:
         What is written to `best.json`: `value` and `hyperparameters` of the best trial,
@@ -159,19 +172,27 @@ def tune(
 
     Raises:
         CeeGymError: if Optuna is not installed, the agent is unknown, cannot learn here or has no
-            ranges, or `output` holds another search or is being written.
+            ranges, `output` holds another search or is being written, or the cluster cannot be
+            used.
     """
     check_number("trials", trials, 1)
     description = search.description()
     with hold(output):
         output.mkdir(parents=True, exist_ok=True)
         study = _open_study(output / "study.db", description)
-        _run(study, search, trials, timeout_s, progress_bar)
+        if cluster is None:
+            _run(study, search, trials, timeout_s, progress_bar, _Here())
+        else:
+            # A new search, so that no open recording is sent along.
+            sent = replace(search, recording=search.recording.absolute())
+            with cluster.tasks(_outcome, "trial") as tasks:
+                _run(study, sent, trials, timeout_s, progress_bar, tasks)
+    done = _done(study)
     best = {
         **description,
-        "trials": len(_done(study)),
+        "trials": len(done),
         "value": study.best_value,
-        "preset_value": study.trials[0].value,
+        "preset_value": done[PRESET].value,
         "hyperparameters": study.best_params,
     }
     write_document(output / "best.json", best)
@@ -214,52 +235,124 @@ def _open_study(file: Path, description: dict[str, Any]) -> "optuna.Study":
     return study
 
 
+def _outcome(search: Search, hyperparameters: Mapping[str, Any]) -> float | CeeGymError:
+    """The value of these hyper-parameters, or why they have none."""
+    try:
+        return search.value(hyperparameters)
+    except CeeGymError as error:
+        return error
+
+
+class _Here:
+    """Runs one trial at a time, in this process; see `RayTasks`."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.running: dict[Any, Any] = {}
+
+    def start(self, key: Any, *given: Any) -> None:
+        self.running[key] = given
+
+    def wait(self) -> tuple[Any, Any]:
+        key, given = self.running.popitem()
+        return key, _outcome(*given)
+
+
+class _Trials:
+    """The trials of a search, each at its place: 0 is the preset's, which is not drawn."""
+
+    def __init__(self, study: "optuna.Study", search: Search) -> None:
+        from optuna.trial import TrialState
+
+        self._study = study
+        self._search = search
+        self._space = {key: _distribution(values) for key, values in search.ranges.items()}
+        self._asked: dict[int, optuna.Trial] = {}
+        for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(cut_off.number, state=TrialState.FAIL)
+
+    def ask(self, place: int) -> dict[str, Any]:
+        """The hyper-parameters of a trial."""
+        from optuna.samplers import TPESampler
+
+        if place == PRESET:
+            return self._search.start
+        seed = np.random.SeedSequence((self._search.seed, place)).generate_state(1)[0]
+        self._study.sampler = TPESampler(seed=int(seed))
+        trial = self._asked[place] = self._study.ask(self._space)
+        trial.set_user_attr(PLACE, place)
+        return self._search.start | trial.params
+
+    def tell(self, place: int, outcome: float | CeeGymError) -> None:
+        """Keeps what a trial came to.
+
+        Raises:
+            CeeGymError: if that of the preset failed.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        if place != PRESET:
+            trial = self._asked.pop(place)
+            if isinstance(outcome, CeeGymError):  # as bad as can be, and not to be tried again
+                self._study.tell(trial, state=TrialState.PRUNED)
+            else:
+                self._study.tell(trial, outcome)
+            return
+        if isinstance(outcome, CeeGymError):
+            raise outcome
+        first = create_trial(
+            params={key: self._search.start[key] for key in self._space},
+            distributions=self._space,
+            value=outcome,
+            user_attrs={PLACE: place},
+        )
+        self._study.add_trial(first)
+
+
 def _run(
     study: "optuna.Study",
     search: Search,
     trials: int,
     timeout_s: float | None,
     progress_bar: bool,
+    tasks: _Here | RayTasks,
 ) -> None:
-    from optuna.samplers import TPESampler
-    from optuna.trial import TrialState, create_trial
-
     began = time.monotonic()
-    space = {key: _distribution(values) for key, values in search.ranges.items()}
-    for cut_off in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(cut_off.number, state=TrialState.FAIL)
-    done = len(_done(study))
+    all_trials = _Trials(study, search)
+    begun = set(_done(study))
+
+    def more() -> bool:
+        late = timeout_s is not None and time.monotonic() - began > timeout_s
+        return PRESET not in begun or (len(begun) < trials and not late)
+
     with show_progress(
         total=trials,
-        initial=done,
+        initial=len(begun),
         desc=f"tune {search.agent}",
         unit="trial",
         disable=not progress_bar,
     ) as bar:
-        while done < trials:
-            if timeout_s is not None and done and time.monotonic() - began > timeout_s:
-                break
-            if done == 0:
-                first = {key: search.start[key] for key in space}
-                value = search.value(search.start)
-                study.add_trial(create_trial(params=first, distributions=space, value=value))
-            else:
-                seed = np.random.SeedSequence((search.seed, done)).generate_state(1)[0]
-                study.sampler = TPESampler(seed=int(seed))
-                trial = study.ask(space)
-                try:
-                    study.tell(trial, search.value(search.start | trial.params))
-                except CeeGymError:  # it diverged: as bad as can be, and not to be tried again
-                    study.tell(trial, state=TrialState.PRUNED)
-            done += 1
+        while True:
+            while len(tasks.running) < tasks.slots and more():
+                place = next(place for place in count() if place not in begun)
+                begun.add(place)
+                tasks.start(place, search, all_trials.ask(place))
+            if not tasks.running:
+                return
+            all_trials.tell(*tasks.wait())
             bar.update()
-            bar.set_postfix_str(f"best return {study.best_value:.4f}")
+            known = [t.value for t in _done(study).values() if t.value is not None]
+            bar.set_postfix_str(f"best return {max(known, default=math.nan):.4f}")
 
 
-def _done(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
+def _done(study: "optuna.Study") -> dict[int, "optuna.trial.FrozenTrial"]:
+    """The trials that came to an end, by their place in the search."""
     from optuna.trial import TrialState
 
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    # Those of searches that kept no places came one after another.
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return {trial.user_attrs.get(PLACE, order): trial for order, trial in enumerate(trials)}
 
 
 def _distribution(values: Range | list[Any]) -> "optuna.distributions.BaseDistribution":

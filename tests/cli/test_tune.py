@@ -54,6 +54,8 @@ def test_what_was_found_trains_to_what_was_promised(tmp_path, capsys) -> None:
         ("EarlyExit-BERT-RTF", "did you mean EarlyExit-BERT-RTE"),
         ("EarlyExit", "give --trace"),
         ("EarlyExit-BERT-RTE --set learnin_rate=1", "give KEY=VALUE"),
+        ("EarlyExit-BERT-RTE --gpus 1", "--gpus is of --engine ray"),
+        ("EarlyExit-BERT-RTE --engine ray --cpus 0", "cpus and gpus are both 0"),
         ("EarlyExit-BERT-RTE --seed -1", "seed must be 0 to 4294967295, got -1"),
         ("EarlyExit-BERT-RTE --alpha 1e308", "alpha must be from 0 to 1e+06"),
         ("EarlyExit-BERT-RTE --quality correctnes", "did you mean correctness"),

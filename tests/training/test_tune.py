@@ -15,6 +15,7 @@ import pytest
 
 from cee_gym import ExitPolicy
 from cee_gym.cli import main
+from cee_gym.cluster import Cluster
 from cee_gym.errors import CeeGymError
 from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
@@ -22,6 +23,7 @@ from cee_gym.training import tune as tune_module
 from cee_gym.training.phases import problem_env
 from cee_gym.training.tune import Search, tune
 from tests.made_traces import write_recording
+from tests.ray_workers import one_dies
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +143,36 @@ def test_a_killed_search_goes_on(search) -> None:
     assert count("COMPLETE") == wanted
     assert count("RUNNING") == 0
     assert len(trials("tune")) == wanted + count("FAIL")
+
+
+def test_two_workers_do_the_trials_of_one_process_though_one_dies(local_ray, search) -> None:
+    search = replace(search, total_timesteps=2000)
+    whole = go(search, 6, "whole")
+    with one_dies("_outcome"):
+        best = go(search, 4, "rays", cluster=Cluster())
+    assert best["trials"] == 4
+    assert go(search, 6, "rays", cluster=Cluster()) == whole
+    # Until there are results to draw from, every trial is what it is without Ray.
+    found, wanted = ({t.user_attrs["place"]: t for t in trials(at)} for at in ("rays", "whole"))
+    assert sorted(found) == sorted(wanted) == list(range(6))
+    for place, trial in wanted.items():
+        assert (found[place].params, found[place].value) == (trial.params, trial.value)
+
+
+def test_a_parallel_search_that_was_stopped_does_the_missing_trials(search) -> None:
+    whole = go(search, 5, "whole")
+    # Only places 2 and 3 came to an end, in this order; the others were cut off.
+    by_place = {t.user_attrs["place"]: t for t in trials("whole")}
+    Path("stopped").mkdir()
+    copied = optuna.create_study(
+        storage="sqlite:///stopped/study.db", study_name="cee-gym", direction="maximize"
+    )
+    copied.set_user_attr("description", search.description())
+    for place in (3, 2):
+        copied.add_trial(by_place[place])
+    assert go(search, 5, "stopped") == whole
+    found = [t.user_attrs["place"] for t in trials("stopped")]
+    assert found == [3, 2, 0, 1, 4]
 
 
 def test_another_search_in_the_same_place_is_refused(search, tmp_path) -> None:
