@@ -348,7 +348,7 @@ def record(setup: Setup, models: Path, recording: Path) -> None:
 
 
 def problem_env(
-    recording: Path,
+    recording: str | Path,
     settings: ProblemSettings,
     split: str = "train",
     memorized_layers: np.ndarray | None = None,
