@@ -113,7 +113,7 @@ class RayTasks:
         """The key and the result of a task that has ended, one of those started.
 
         Raises:
-            CeeGymError: if the function raised something; the message begins with the key.
+            CeeGymError: if the function raised something; the message says which task.
         """
         import ray
 
@@ -122,7 +122,7 @@ class RayTasks:
         try:
             return key, ray.get(finished)
         except ray.exceptions.RayTaskError as error:
-            raise CeeGymError(f"{key}: {error.cause or error}") from error
+            raise CeeGymError(f"{self.name} {key}: {error.cause or error}") from error
 
     @property
     def _needs(self) -> dict[str, float]:

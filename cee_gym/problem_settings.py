@@ -125,7 +125,7 @@ class ProblemSettings:
         named = None if self.hardness == "none" else self.hardness
         return Reward(self.quality, named if hardness is None else hardness, self.cost)
 
-    def problem(self, recording: Path, split: str) -> Problem:
+    def problem(self, recording: str | Path, split: str) -> Problem:
         """The problem of a split of a recording.
 
         Raises:

@@ -21,6 +21,7 @@ from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.speeds import AT_ONCE, NEVER, Speeds
 from cee_gym.problem import Problem
 from cee_gym.problem_settings import ProblemSettings
+from cee_gym.traces.recordings import local, where
 
 CONFIG, EVALUATION, POINTS = "config.json", "evaluation.json", "points.json"
 POINTS_VERSION = 1
@@ -46,7 +47,7 @@ class Run:
     settings: ProblemSettings
     metrics: tuple[str, ...]
     agent: str
-    _given: Path | None
+    _given: str | None
     _cost: list[float] | None
 
     @classmethod
@@ -69,7 +70,7 @@ class Run:
                 ProblemSettings.from_json(found["problem"]),
                 tuple(map(str, found["metrics"])),
                 str(found["agent"]),
-                None if found["recording"] is None else Path(found["recording"]),
+                None if found["recording"] is None else where(found["recording"]),
                 found["cost"],
             )
 
@@ -91,8 +92,8 @@ class Run:
 
     @property
     def recording(self) -> Path:
-        """What the policy learned on."""
-        return self.newest_round / "recording" if self._given is None else self._given
+        """What the policy learned on; fetched where it is elsewhere."""
+        return self.newest_round / "recording" if self._given is None else local(self._given)
 
     @property
     def weights(self) -> Path:
@@ -105,8 +106,9 @@ class Run:
         models = above / "models"
         if not models.is_dir():
             raise CeeGymError(
-                f"{self.directory} was trained on the recording {self.recording}, which has no "
-                "weights: train with --backbone, or make the recording by cee-gym build"
+                f"{self.directory} was trained on the recording {self._given or self.recording}, "
+                "which has no weights: train with --backbone, or make the recording by cee-gym "
+                "build"
             )
         return models / "deployed"
 

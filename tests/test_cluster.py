@@ -18,11 +18,11 @@ def test_each_result_comes_with_its_key(local_ray) -> None:
     with Cluster(cpus=0.5).tasks(root, "root") as tasks:
         assert tasks.slots == 4
         for number in (1, 4, 9):
-            tasks.start(f"of {number}", number)
-        assert dict(tasks.wait() for _ in range(3)) == {"of 1": 1, "of 4": 2, "of 9": 3}
+            tasks.start(number, number)
+        assert dict(tasks.wait() for _ in range(3)) == {1: 1, 4: 2, 9: 3}
         assert not tasks.running
         tasks.start("of -1", -1)
-        with pytest.raises(CeeGymError, match="of -1: -1 has no root"):
+        with pytest.raises(CeeGymError, match="root of -1: -1 has no root"):
             tasks.wait()
 
 

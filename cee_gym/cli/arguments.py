@@ -11,12 +11,16 @@ import tyro
 from cee_gym.agents.registry import agent_names
 from cee_gym.errors import CeeGymError, did_you_mean, is_a_path
 from cee_gym.registry import import_user_module
+from cee_gym.traces.recordings import is_address
 
 if TYPE_CHECKING:
     from cee_gym.cluster import Cluster
     from cee_gym.policies.speeds import Speed
     from cee_gym.tasks import Task
 
+# A path, or an address as `cee_gym.traces.recordings.local` takes it. No Path: that would make one
+# slash of two.
+Recording = Annotated[str | None, tyro.conf.arg(metavar="PATH_OR_ADDRESS")]
 Id = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")]
 OWN_ID = "EarlyExit"
 AgentName = Annotated[
@@ -178,6 +182,12 @@ def check_there(option: str, given: str | Path | None) -> None:
         raise CeeGymError(f"{option} {given}: there is no such file or directory")
 
 
+def check_recording(given: str | None) -> None:
+    """Refuses a `--trace` where nothing is, as `check_there` does; an address is not looked at."""
+    if given is not None and not is_address(given):
+        check_there("--trace", given)
+
+
 def loading(model: str) -> Path:
     """The directory of a model; says what the next seconds are spent on.
 
@@ -231,7 +241,7 @@ def token_benchmark(given: str) -> tuple[str, str] | None:
     return id, get_prompted(TOKEN_BENCHMARKS[id]).full_name
 
 
-def benchmark_or_own(command: str, given: str, trace: Path | None) -> tuple[str, str]:
+def benchmark_or_own(command: str, given: str, trace: str | None) -> tuple[str, str]:
     """The id and the name of its task, where `--trace` may give the recording.
 
     Args:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from cee_gym.cli.arguments import SpeedArguments, check_there, loading
+from cee_gym.cli.arguments import Recording, SpeedArguments, check_recording, check_there, loading
 from cee_gym.cli.options import command
 from cee_gym.cost import BATCH_SIZES
 from cee_gym.errors import CeeGymError, DataError, first_line
@@ -62,7 +62,7 @@ class Profile:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     policy: Path | None = None
-    trace: Path | None = None
+    trace: Recording = None
     data: str | None = None
     speed: SpeedArguments = field(default_factory=SpeedArguments)
     output: Path = Path("profile.json")
@@ -87,7 +87,7 @@ class Profile:
         if self.observe and self.policy is not None:
             raise CeeGymError("--policy says what it observes: leave --observe out")
         check_there("--policy", self.policy)
-        check_there("--trace", self.trace)
+        check_recording(self.trace)
         weights = weights_in(loading(self.model))
         from cee_gym.exits.lm_head import has_exits
 

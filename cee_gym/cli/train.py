@@ -13,9 +13,11 @@ from cee_gym.cli.arguments import (
     AgentName,
     Id,
     OwnText,
+    Recording,
     Settings,
     benchmark_or_own,
     check_agent,
+    check_recording,
     check_there,
     hyperparameters,
     is_prompted,
@@ -74,7 +76,8 @@ class Train:
             --text and --label it may also be a single file. By default it is the benchmark's own
             source.
         columns: The columns of your own data.
-        trace: The recording to train on. By default it is the benchmark's.
+        trace: The recording to train on, or its address, such as hf://datasets/OWNER/NAME. By
+            default it is the benchmark's.
         output: The directory of the run. By default it is runs/ID-AGENT-seedSEED, or runs/ID-AGENT
             for several seeds.
         resume: Go on with the run in --output.
@@ -94,7 +97,7 @@ class Train:
     backbone: str | None = None
     data: str | None = None
     columns: Annotated[OwnText, tyro.conf.arg(name="own-data")] = field(default_factory=OwnText)
-    trace: Path | None = None
+    trace: Recording = None
     output: Path | None = None
     resume: bool = False
     seeds: tuple[int, ...] = ()
@@ -116,7 +119,7 @@ class Train:
             raise CeeGymError("--backbone makes a recording and --trace names one: give only one")
         check_there("--backbone", self.backbone)
         check_there("--data", self.data)
-        check_there("--trace", self.trace)
+        check_recording(self.trace)
         if self.set:
             parse_settings(self.agent, self.set, hyperparameter_defaults(self.agent))
         from cee_gym.documents import write_document
@@ -183,7 +186,7 @@ class Train:
                 "on a recording"
             )
         setup: Setup | TokenSetup | None = None
-        recording = None
+        recording: str | Path | None = None
         generates = is_prompted(task)
         if not generates or backbone is None:
             what = "the decoder of a task of generation, to be recorded: leave it out"

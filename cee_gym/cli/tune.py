@@ -10,10 +10,11 @@ from cee_gym.cli.arguments import (
     AgentName,
     EngineArguments,
     Id,
+    Recording,
     Settings,
     benchmark_or_own,
     check_agent,
-    check_there,
+    check_recording,
     parse_settings,
 )
 from cee_gym.cli.options import command
@@ -31,7 +32,7 @@ class Tune:
         id: The id of a benchmark, or EarlyExit with --trace. MODULE:ID imports a module of yours
             first.
         agent: The name of the agent.
-        trace: The recording to search on. By default it is the benchmark's.
+        trace: The recording to search on, or its address. By default it is the benchmark's.
         trials: The number of trials, including those done before a stop.
         timeout_s: Begin no new trial after this many seconds.
         output: The directory for study.db and best.json. By default it is runs/ID-AGENT-tune.
@@ -44,7 +45,7 @@ class Tune:
 
     id: Id
     agent: AgentName = "reinforce"
-    trace: Path | None = None
+    trace: Recording = None
     trials: int = 50
     timeout_s: float | None = None
     output: Path | None = None
@@ -58,7 +59,7 @@ class Tune:
         """Searches, and prints how to train with what was found."""
         cluster = self.engine.cluster()
         check_agent(self.agent)
-        check_there("--trace", self.trace)
+        check_recording(self.trace)
         from cee_gym.agents.registry import hyperparameter_defaults
         from cee_gym.traces.recordings import find_recording
         from cee_gym.training.tune import Search, tune
@@ -85,7 +86,7 @@ class Tune:
     def _train_command(self, hyperparameters: dict[str, Any]) -> str:
         words = ["cee-gym", "train", self.id, "--agent", self.agent]
         if self.trace is not None:
-            words += ["--trace", str(self.trace)]
+            words += ["--trace", self.trace]
         for setting in fields(self.problem):
             value = getattr(self.problem, setting.name)
             if value != setting.default:

@@ -20,7 +20,7 @@ from cee_gym.runs import Run
 from cee_gym.studies.config import AgentEntry, ExitsEntry, RewardEntry, StudyConfig, TaskEntry
 from cee_gym.studies.measures import Row, of_baselines, of_policy
 from cee_gym.tasks import get_task, own_task
-from cee_gym.traces.recordings import find_recording, open_split, recorded_splits
+from cee_gym.traces.recordings import find_recording, is_address, open_split, recorded_splits
 from cee_gym.training.build import build
 from cee_gym.training.config import RecordConfig
 from cee_gym.training.partition import DEPLOYED
@@ -153,12 +153,12 @@ def _record(cell: Cell, setup: Setup, target: Path) -> None:
         build(setup, target, {"study": cell.key})
 
 
-def recording_of(cell: Cell, output: Path) -> Path:
+def recording_of(cell: Cell, output: Path) -> str | Path:
     """What a cell works on."""
     if cell.needs:
         return output / cell.needs
     named = str(cell.task.recording)
-    return Path(named) if recorded_splits(Path(named)) else find_recording(named)
+    return named if is_address(named) or recorded_splits(named) else find_recording(named)
 
 
 def _cut(cell: Cell, config: StudyConfig, output: Path) -> Iterator[Row]:

@@ -50,7 +50,7 @@ class TaskEntry:
 
     Attributes:
         name: in the table.
-        recording: the id or path of a recording that is there already.
+        recording: the id, path or address of a recording that is there already.
         id: the id of a benchmark, where its backbone is to be recorded.
         backbone: hub name or directory.
         data: the text; by default the benchmark's own source.

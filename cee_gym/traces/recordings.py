@@ -64,9 +64,32 @@ def shipped_backbone(id: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def recorded_splits(path: str | os.PathLike[str]) -> list[str]:
-    """The splits of which a recording has a trace, in the order of `SPLITS`."""
-    return [split for split in SPLITS if (Path(path) / split / FILE).is_file()]
+def local(recording: str | os.PathLike[str]) -> Path:
+    """The directory of a recording, or of a single trace, on this machine.
+
+    Args:
+        recording: its path, perhaps with `~`; or the address of one elsewhere, which is fetched
+            once, see `cee_gym.traces.remote`.
+
+    Raises:
+        TraceError: if it cannot be fetched.
+    """
+    if is_address(recording):
+        from cee_gym.traces.remote import fetched
+
+        return fetched(str(recording))
+    return Path(recording).expanduser()
+
+
+def where(recording: str | os.PathLike[str]) -> str:
+    """Where a recording is, to be found again from any directory: an address, or a whole path."""
+    return str(recording) if is_address(recording) else str(local(recording).resolve())
+
+
+def recorded_splits(recording: str | os.PathLike[str]) -> list[str]:
+    """The splits of which a recording has a trace, in the order of `SPLITS`; see `local`."""
+    path = local(recording)
+    return [split for split in SPLITS if (path / split / FILE).is_file()]
 
 
 def recorded_task(trace: Trace) -> Task:
@@ -100,18 +123,13 @@ def open_split(path: str | os.PathLike[str], split: str) -> Trace:
     """Opens one split of a recording; one that is open already is not opened twice.
 
     Args:
-        path: a recording, or a single trace; or the address of one elsewhere, which is fetched
-            once, see `cee_gym.traces.remote`.
+        path: of a recording or a single trace, or the address of one; see `local`.
         split: the wanted split. A single trace must be of this split.
 
     Raises:
         TraceError: if there is no such split, naming those there are, or its trace is damaged.
     """
-    if is_address(path):
-        from cee_gym.traces.remote import fetched
-
-        path = fetched(str(path))
-    path = Path(path).expanduser()
+    path = local(path)
     if (path / FILE).is_file():
         trace = open_trace(path)
         if trace.header.split != split:

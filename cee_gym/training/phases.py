@@ -371,7 +371,7 @@ def _describe(
 
 
 def problem_env(
-    recording: Path,
+    recording: str | Path,
     settings: ProblemSettings,
     split: str = "train",
     memorized_layers: np.ndarray | None = None,

@@ -19,7 +19,7 @@ from cee_gym.hardness import memorized_layer
 from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.runs import CONFIG, EVALUATION, is_run
-from cee_gym.traces.recordings import open_split, recorded_splits
+from cee_gym.traces.recordings import local, open_split, recorded_splits, where
 from cee_gym.training.config import AlternationConfig, refuse_changed
 from cee_gym.training.partition import DEPLOYED
 from cee_gym.training.phases import backbone_phase, problem_env, record, warm_up
@@ -41,7 +41,7 @@ class ConsistentEETrainer:
         agent: not trained yet.
         output: the directory of the run.
         setup: text and backbone; None to train the policy on a finished recording.
-        recording: the finished recording; None to make one.
+        recording: the path or address of the finished recording; None to make one.
         problem: what is observed and paid; what it leaves open is the agent's preset's.
         total_timesteps: decisions a policy phase learns from; by default the preset's.
         alternation: the rounds.
@@ -54,7 +54,7 @@ class ConsistentEETrainer:
         output: Path,
         *,
         setup: Setup | TokenSetup | None = None,
-        recording: Path | None = None,
+        recording: str | Path | None = None,
         problem: ProblemSettings | None = None,
         total_timesteps: int | None = None,
         alternation: AlternationConfig | None = None,
@@ -65,7 +65,8 @@ class ConsistentEETrainer:
         self.agent = agent
         self.output = Path(output)
         self.setup = setup
-        self.recording = recording
+        self.recording = None if recording is None else local(recording)
+        self._given = None if recording is None else where(recording)
         self.alternation = alternation or AlternationConfig()
         self.metrics = metrics
         if self.setup is None and self.alternation.rounds:
@@ -94,7 +95,7 @@ class ConsistentEETrainer:
             "cost": self.problem.layer_costs,
             "alternation": asdict(self.alternation),
             "metrics": list(self.metrics),
-            "recording": None if self.recording is None else str(self.recording.resolve()),
+            "recording": self._given,
             "task": None if self.setup is None else self.setup.task.to_json(),
             "backbone": None if self.setup is None else self.setup.backbone,
             "text": None if self.setup is None else self.setup.text_fingerprint,

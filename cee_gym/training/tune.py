@@ -40,6 +40,7 @@ from cee_gym.hold import hold
 from cee_gym.problem_settings import ProblemSettings
 from cee_gym.progress import show_progress
 from cee_gym.settings import MOST_SEED, Range
+from cee_gym.traces.recordings import where
 from cee_gym.training.phases import problem_env
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Search:
 
     Attributes:
         agent: its name.
-        recording: with the splits train and calibration.
+        recording: the path or address of one with the splits train and calibration.
         problem: what is observed and paid; what it leaves open is the preset's.
         total_timesteps: decisions to learn from; by default the preset's.
         fixed: hyper-parameters that are not searched.
@@ -63,7 +64,7 @@ class Search:
     """
 
     agent: str
-    recording: Path
+    recording: str | Path
     problem: ProblemSettings = field(default_factory=ProblemSettings)
     total_timesteps: int | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -164,7 +165,7 @@ def tune(
         timeout_s: begin no trial after so many seconds.
         progress_bar: show progress and time left.
         cluster: run as many trials at once as there is room for there; None runs one at a time in
-            this process. All machines have to see the recording under one path.
+            this process. All machines have to see the recording under one path or address.
 
     Returns:
         What is written to `best.json`: `value` and `hyperparameters` of the best trial,
@@ -184,7 +185,7 @@ def tune(
             _run(study, search, trials, timeout_s, progress_bar, _Here())
         else:
             # A new search, so that no open recording is sent along.
-            sent = replace(search, recording=search.recording.absolute())
+            sent = replace(search, recording=where(search.recording))
             with cluster.tasks(_outcome, "trial") as tasks:
                 _run(study, sent, trials, timeout_s, progress_bar, tasks)
     done = _done(study)
@@ -236,7 +237,12 @@ def _open_study(file: Path, description: dict[str, Any]) -> "optuna.Study":
 
 
 def _outcome(search: Search, hyperparameters: Mapping[str, Any]) -> float | CeeGymError:
-    """The value of these hyper-parameters, or why they have none."""
+    """The value of these hyper-parameters, or why they have none.
+
+    Raises:
+        CeeGymError: if the recording is not to be had here.
+    """
+    search.environments  # noqa: B018 - before the agent, which alone may fail
     try:
         return search.value(hyperparameters)
     except CeeGymError as error:
