@@ -49,6 +49,7 @@ def test_two_processes_record_what_one_records_bit_for_bit(tmp_path: Path, data:
     assert not [*tmp_path.glob("*.build"), *tmp_path.glob(".*.lock")]
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_backbone_as_one_does(tmp_path: Path, data: Path) -> None:
     """Without dropout, which each process draws for itself, up to the last digits."""
     from cee_gym.traces.recordings import shipped_backbone
