@@ -162,11 +162,8 @@ def _parsed(words: list[str]) -> Any:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Of several processes the main one speaks; what another fails of is still printed."""
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 

@@ -22,7 +22,6 @@ try:
     from fastapi.responses import StreamingResponse
     from pydantic import BaseModel, ConfigDict, Field, model_validator
     from starlette.exceptions import HTTPException
-    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise CeeGymError(f'{error.name} is not installed: pip install "cee-gym[serve]"') from None
 
@@ -148,7 +147,7 @@ def make_generation_app(
         answer = _Answer(asyncio.get_running_loop())
         service.start(at, request, answer)
         if request.stream:
-            return _Stream(answer, weights)
+            return StreamingResponse(_events(answer, weights), media_type="text/event-stream")
         try:
             return _response(await unless_gone(answer.whole(), http.receive), weights)
         finally:
@@ -248,29 +247,18 @@ class _Service:
             answer.end(error)
 
 
-class _Stream(StreamingResponse):
-    """The pieces of an answer as server-sent events; the answer ends where its client goes."""
-
-    def __init__(self, answer: _Answer, weights: str) -> None:
-        super().__init__(_events(answer, weights), media_type="text/event-stream")
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:  # here, since a client may have gone before the first event is asked for
-            self._answer.gone.set()
-
-
 async def _events(answer: _Answer, weights: str) -> AsyncIterator[str]:
-    async for piece in answer.pieces():
-        yield _event({"text": piece})
     try:
-        found = answer.result()
-    except CeeGymError as error:
-        yield _event({"error": str(error)})
-    else:
-        yield _event({"done": True, **_response(found, weights).model_dump()})
+        async for piece in answer.pieces():
+            yield _event({"text": piece})
+        try:
+            found = answer.result()
+        except CeeGymError as error:
+            yield _event({"error": str(error)})
+        else:
+            yield _event({"done": True, **_response(found, weights).model_dump()})
+    finally:
+        answer.gone.set()
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -114,6 +114,7 @@ def test_counts_add_up_and_who_dies_is_replaced(
     assert list((tmp_path / "counts").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_the_parent(server: subprocess.Popen[str]) -> None:
     port_of(server)
     workers = workers_of(server.pid)
