@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from cee_gym.errors import CeeGymError
 
 if TYPE_CHECKING:
     import torch
 
+    from cee_gym.backbones.encoding import Rows
+
 Given = TypeVar("Given")
 Found = TypeVar("Found")
-Rows = npt.NDArray[np.int64]
 
 # The others wait for as long as a policy phase takes. Where a process dies the launcher ends all.
 LONGEST_WAIT = timedelta(days=365)
@@ -88,19 +86,14 @@ def once(work: Callable[[], Found]) -> Found:
     return agree(work() if is_main() else None)  # type: ignore[return-value]
 
 
-def share(batch: Rows) -> Rows:
-    """The rows of a batch that this process takes.
+def share(batch: "Rows") -> tuple["Rows", bool]:
+    """The rows of a batch that this process takes, and whether they count.
 
-    Where there are fewer rows than processes, those without any take the first, lest one of them
-    has no gradients; `sum_gradients` is then given the weight 0.
+    Where there are fewer rows than processes, those without any take the first, so that what they
+    compute has gradients as well; it does not count.
     """
     own = batch[index() :: count()]
-    return own if len(own) else batch[:1]
-
-
-def is_idle(batch: Rows) -> bool:
-    """Whether the batch has no row for this process."""
-    return index() >= len(batch)
+    return (own, True) if len(own) else (batch[:1], False)
 
 
 def total(values: "torch.Tensor") -> "torch.Tensor":

@@ -18,7 +18,7 @@ from cee_gym.progress import show_progress
 from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace
-from cee_gym.traces.writer import TraceWriter
+from cee_gym.traces.writer import TraceWriter, finish_trace
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,13 +98,6 @@ def start_trace(
         width=model.width,
         dtype=dtype,
     )
-
-
-def finish_trace(writer: TraceWriter | None) -> None:
-    """Publishes what the main process has written, while the others wait."""
-    if writer is not None:
-        writer.publish()
-    processes.agree(None)
 
 
 def write_rows(

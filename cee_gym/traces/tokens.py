@@ -17,7 +17,7 @@ from cee_gym.progress import show_progress
 from cee_gym.traces.header import TraceHeader, library_versions
 from cee_gym.traces.readout import Readout, read_out
 from cee_gym.traces.trace import Trace
-from cee_gym.traces.writer import TraceWriter
+from cee_gym.traces.writer import TraceWriter, finish_trace
 
 TOKENS_AT_A_TIME = 256  # whose logits are held at once
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers")
@@ -116,9 +116,7 @@ def collect_tokens(
             for some in found:
                 writer.write(*some)
             progress.update(len(rows))
-    if writer is not None:
-        writer.publish()
-    processes.agree(None)
+    finish_trace(writer)
     return Trace.open(path)
 
 

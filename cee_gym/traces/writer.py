@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cee_gym import processes
 from cee_gym.documents import publish
 from cee_gym.errors import TraceError, first_line
 from cee_gym.traces.header import (
@@ -226,6 +227,13 @@ class TraceWriter:
         except OSError as error:
             raise _write_error(self.path, error) from None
         return Trace.open(self.path)
+
+
+def finish_trace(writer: TraceWriter | None) -> None:
+    """Publishes what the main process has written, while the others, without a writer, wait."""
+    if writer is not None:
+        writer.publish()
+    processes.agree(None)
 
 
 def _create(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

@@ -96,13 +96,13 @@ def fit(
         torch.manual_seed(int(rng.integers(2**63)) + processes.index())
         seen = torch.zeros(2, model.num_layers, device=accelerator.device)
         for batch in text.batches(rows, config.batch_size, rng):
-            own, idle = processes.share(batch), processes.is_idle(batch)
+            own, counts = processes.share(batch)
             labels = text.labels[own].to(accelerator.device)
             with accelerator.autocast():
                 output = model(**text.batch(own, accelerator.device))
             losses = loss_per_layer(output.logits, labels)
             accelerator.backward(objective(output, losses, labels, step + 1))
-            processes.sum_gradients(parameters, 0.0 if idle else len(own) / len(batch))
+            processes.sum_gradients(parameters, counts * len(own) / len(batch))
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
                 rise = min(1.0, (step + 1) / rising)
@@ -111,8 +111,7 @@ def fit(
             optimizer.zero_grad()
             step += 1
             correct = output.logits.argmax(dim=2) == labels[:, None]
-            if not idle:
-                seen += torch.stack([losses.detach().sum(0), correct.sum(0)])
+            seen += counts * torch.stack([losses.detach().sum(0), correct.sum(0)])
             progress.update(len(batch))
         if checkpoint is not None and processes.is_main():
             save_checkpoint(checkpoint, parameters, optimizer, epoch + 1)

@@ -37,7 +37,8 @@ from cee_gym.progress import say
 from cee_gym.reward import alpha_range
 from cee_gym.traces.readout import read_out
 from cee_gym.traces.recordings import RECORDING, open_split
-from cee_gym.traces.texts import collect, finish_trace, start_trace, write_rows
+from cee_gym.traces.texts import collect, start_trace, write_rows
+from cee_gym.traces.writer import finish_trace
 from cee_gym.training.calibration import calibrate
 from cee_gym.training.config import AlternationConfig, FitConfig
 from cee_gym.training.fit import Objective, fit

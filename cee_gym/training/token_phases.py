@@ -235,14 +235,13 @@ def fit_tokens(
             progress.update(int(text.answer_tokens[batch].sum()))
             if update <= done:
                 continue
-            own = processes.share(batch)
+            own, counts = processes.share(batch)
             ids = text.batch(own).to(decoder.device)
             loss = descend(ids, text.decides(own).to(decoder.device), update)
-            weight = text.answer_tokens[own].sum() / text.answer_tokens[batch].sum()
-            if processes.is_idle(batch):
-                weight = 0.0
-            processes.sum_gradients(parameters, float(weight))
-            recent.append(loss * float(weight))
+            tokens_here, in_all = (int(text.answer_tokens[of].sum()) for of in (own, batch))
+            weight = counts * tokens_here / in_all
+            processes.sum_gradients(parameters, weight)
+            recent.append(loss * weight)
             torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(update / rising, 1.0)
