@@ -189,12 +189,15 @@ def tune(
             with cluster.tasks(_outcome, "trial") as tasks:
                 _run(study, sent, trials, timeout_s, progress_bar, tasks)
     done = _done(study)
+    # Of equal ones the first in the search, not the first that ended.
+    found = {place: trial.value for place, trial in done.items() if trial.value is not None}
+    chosen = min(found, key=lambda place: (-found[place], place))
     best = {
         **description,
         "trials": len(done),
-        "value": study.best_value,
-        "preset_value": done[PRESET].value,
-        "hyperparameters": study.best_params,
+        "value": found[chosen],
+        "preset_value": found[PRESET],
+        "hyperparameters": done[chosen].params,
     }
     write_document(output / "best.json", best)
     return best

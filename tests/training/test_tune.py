@@ -175,6 +175,24 @@ def test_a_parallel_search_that_was_stopped_does_the_missing_trials(search) -> N
     assert found == [3, 2, 0, 1, 4]
 
 
+def test_of_equal_trials_the_first_in_the_search_is_best_whichever_ended_first(
+    search,
+) -> None:
+    go(search, 3, "whole")
+    by_place = {t.user_attrs["place"]: t for t in trials("whole")}
+    Path("equal").mkdir()
+    copied = optuna.create_study(
+        storage="sqlite:///equal/study.db", study_name="cee-gym", direction="maximize"
+    )
+    copied.set_user_attr("description", search.description())
+    for place in (2, 0, 1):
+        by_place[place].value = 0.25
+        copied.add_trial(by_place[place])
+    best = go(search, 3, "equal")
+    assert best["hyperparameters"] == by_place[0].params
+    assert best["value"] == best["preset_value"] == 0.25
+
+
 def test_another_search_in_the_same_place_is_refused(search, tmp_path) -> None:
     go(search, 1)
     for other, what in (
