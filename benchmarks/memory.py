@@ -8,6 +8,8 @@ once takes minutes, and is measured on a smaller recording, which is still large
 python -m benchmarks.memory --gigabytes 7   (results in results/memory.json)
 python -m benchmarks.memory --gigabytes 1.2 --result memory_solved_at_once \
     --agents policy-improvement longstaff-schwartz learning-to-exit headroom
+
+memory_solved_at_once_before.json is what the latter took when all states were read into memory.
 """
 
 import json
