@@ -10,11 +10,12 @@ leaves where u passes a threshold. Here backbone and classifiers are fixed, so t
 problem, solved to the end on all N * L states; the paper trains all three together.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cee_gym.agents.access import AnyEnv, needs_problem
@@ -26,7 +27,10 @@ from cee_gym.policies.base import ExitPolicy
 from cee_gym.policies.linear import LinearScore
 from cee_gym.policies.score import Floats
 from cee_gym.problem import Problem
+from cee_gym.recorded_observations import MOST_BYTES_IN_MEMORY
 from cee_gym.settings import Range, number
+
+_BYTES_AT_A_TIME = 32 * 2**20
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
@@ -65,18 +69,19 @@ class LearningToExit(Agent):
     ) -> Self:
         """Solves for all N * L states, whatever is asked for; see `Agent.learn`.
 
+        Where they take more than 1 GB they are read at each of a few dozen passes.
+
         Raises:
             CeeGymError: if the environment is not a recorded one.
         """
         problem = self.bind(env)
         if problem is None:
             raise needs_problem(self.name, env)
-        hidden = problem.observe()[..., self.layout["hidden"]]
-        weight, bias = _regress(
-            hidden.reshape(-1, hidden.shape[-1]),
-            problem.correct.astype(np.float32).ravel(),
-            self.weight_decay,
-        )
+
+        def read(rows: slice) -> Floats:
+            return problem.observe(rows)[..., self.layout["hidden"]]
+
+        weight, bias = _regress(_States(read, problem.correct), self.weight_decay)
         score = LinearScore(weight, bias)
         if self.threshold is None:
             self.hand_over_at_best(score, problem)
@@ -88,25 +93,61 @@ class LearningToExit(Agent):
         """There is nothing to go on from: it solves anew."""
 
 
-def _regress(x: Floats, y: Floats, weight_decay: float) -> tuple[torch.Tensor, torch.Tensor]:
+class _States:
+    """Hidden states less their mean, some rows at a time, each with whether the exit is right.
+
+    They are held where they are not too large for memory, and else read at each pass.
+
+    Args:
+        read: gives the hidden states of a slice of rows, float32 `[B, L, H]`.
+        correct: whether each exit is right, bool `[N, L]`.
+
+    Attributes:
+        count: N * L.
+        mean: float32 `[H]`.
+    """
+
+    def __init__(self, read: Callable[[slice], Floats], correct: npt.NDArray[np.bool_]) -> None:
+        self._read, self._correct = read, correct
+        size = read(slice(0, 1)).nbytes
+        held = size * len(correct) <= MOST_BYTES_IN_MEMORY
+        step = len(correct) if held else max(1, _BYTES_AT_A_TIME // size)
+        self._slices = [slice(start, start + step) for start in range(0, len(correct), step)]
+        self.count = correct.size
+        # Summed in float64, so that a feature that never changes comes to 0 exactly.
+        sums = [read(rows).sum(axis=(0, 1), dtype=np.float64) for rows in self._slices]
+        self.mean = (np.sum(sums, axis=0) / self.count).astype(np.float32)
+        self._held = [*self._all()] if held else None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """float32 `[n, H]`, and float32 `[n]`, 0 or 1."""
+        return self._all() if self._held is None else iter(self._held)
+
+    def _all(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in self._slices:
+            x = (self._read(rows) - self.mean).reshape(-1, len(self.mean))
+            right = self._correct[rows].astype(np.float32).ravel()
+            yield torch.from_numpy(x), torch.from_numpy(right)
+
+
+def _regress(states: _States, weight_decay: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights `[H]` and bias `[]` that minimise the loss.
 
     Args:
-        x: float32 `[n, H]`.
-        y: float32 `[n]`, 0 or 1.
-        weight_decay: on the squared weights of x divided by its deviation.
+        states: the hidden states.
+        weight_decay: on the squared weights of the hidden state divided by its deviation.
     """
-    # Summed in float64, so that a feature that never changes comes to 0 exactly.
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred, right = torch.from_numpy(x - mean), torch.from_numpy(y)
-    covariance, share = centred.T @ centred / len(centred), right.mean()
+    sums = [(x.T @ x, right.sum()) for x, right in states]
+    covariance, share = (
+        torch.stack(of).sum(dim=0) / states.count for of in zip(*sums, strict=True)
+    )
     variance = covariance.diagonal().clamp_min(1e-6)
     # In these coordinates the loss curves about equally in all directions, so LBFGS takes few
     # steps. 1e-4 keeps them defined where features depend on each other.
     curvature = (share * (1 - share)).square() * covariance
     factor = torch.linalg.cholesky(curvature + torch.diag((weight_decay + 1e-4) * variance))
     back = torch.linalg.inv(factor).T
-    point = torch.zeros(len(mean), requires_grad=True)
+    point = torch.zeros(len(states.mean), requires_grad=True)
     bias = torch.logit(share, eps=1e-3).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [point, bias], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
@@ -115,12 +156,19 @@ def _regress(x: Floats, y: Floats, weight_decay: float) -> tuple[torch.Tensor, t
     def loss() -> float:
         optimizer.zero_grad()
         weight = back @ point
-        error = torch.sigmoid(centred @ weight + bias) - right
-        value = error.square().mean() + weight_decay * (variance * weight.square()).sum()
+        # Gathers the gradient over the rows, whose graphs are gone one by one.
+        here = weight.detach().requires_grad_()
+        value = weight_decay * (variance * here.square()).sum()
         value.backward()
+        for x, right in states:
+            error = torch.sigmoid(x @ here + bias) - right
+            part = error.square().sum() / states.count
+            part.backward()
+            value = value + part.detach()
+        weight.backward(here.grad)
         return value.item()
 
     optimizer.step(loss)
     with torch.no_grad():
         weight = back @ point
-        return weight, bias - torch.from_numpy(mean) @ weight
+        return weight, bias - torch.from_numpy(states.mean) @ weight

@@ -46,7 +46,9 @@ class LongstaffSchwartz(NetworkAgent):
         progress_bar: bool = False,
         calibration: Problem | None = None,
     ) -> Self:
-        """Takes one pass over all N * L states, whatever is asked for; see `Agent.learn`.
+        """Learns from all N * L states, whatever is asked for; see `Agent.learn`.
+
+        They are read by rows, see `regress_backwards`.
 
         Raises:
             CeeGymError: if the environment is not a recorded one, or has fewer than two instances.
@@ -61,11 +63,10 @@ class LongstaffSchwartz(NetworkAgent):
             )
         rng = np.random.default_rng(self.seed)
         alpha = rng.uniform(*problem.alpha, size=len(problem))
-        observations = torch.from_numpy(np.array(problem.observe(alpha=alpha)))
-        seen = network.seen(self.states(observations)).numpy()
+        states = self.states_by_rows(problem, alpha)
         rewards = problem.rewards(alpha)
         weight, bias, _ = regress_backwards(
-            seen, rewards, self.folds, self.seed, progress_bar, problem.trace.sequence
+            states, rewards, self.folds, self.seed, progress_bar, problem.trace.sequence
         )
         with torch.no_grad():
             network.weight.copy_(torch.from_numpy(weight))

@@ -20,6 +20,7 @@ from cee_gym.policies.per_layer import PerLayerScore, Start, make_network, state
 from cee_gym.problem import Problem
 from cee_gym.returns import first_exit
 from cee_gym.settings import MOST_SEED, Range, number, one_of
+from cee_gym.stopping import StatesByRows
 
 if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
@@ -116,6 +117,24 @@ class NetworkAgent(Agent):
     def states(self, observations: torch.Tensor) -> torch.Tensor:
         """The observations without the part that says the layer."""
         return states(observations, self.layout)
+
+    def states_by_rows(self, problem: Problem, alpha: float | npt.NDArray[Any]) -> StatesByRows:
+        """The states of a problem as the networks see them, read when they are asked for.
+
+        Args:
+            problem: of N instances.
+            alpha: the price that observations say: a number, or one per instance `[N]`.
+        """
+        assert self.network is not None
+        network, prices = self.network, np.broadcast_to(alpha, len(problem))
+
+        def read(rows: slice, layer: int | None) -> npt.NDArray[np.float32]:
+            number = None if layer is None else layer + 1
+            observed = torch.from_numpy(np.array(problem.observe(rows, prices[rows], number)))
+            return network.seen(self.states(observed)).numpy()
+
+        width = network.shift.shape[-1]
+        return StatesByRows((len(problem), problem.num_layers, width), read)
 
     def hand_over_network(self) -> None:
         """Makes the networks as they are the policy it has learned."""

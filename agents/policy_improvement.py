@@ -57,7 +57,9 @@ class PolicyImprovement(NetworkAgent):
         progress_bar: bool = False,
         calibration: Problem | None = None,
     ) -> Self:
-        """Takes one pass over all N * L states, whatever is asked for; see `Agent.learn`.
+        """Learns from all N * L states, whatever is asked for; see `Agent.learn`.
+
+        They are read by rows, a few times at each price.
 
         Raises:
             CeeGymError: if the environment is not a recorded one, or has fewer than two instances.
@@ -72,10 +74,9 @@ class PolicyImprovement(NetworkAgent):
             )
         low, high = problem.alpha
         prices = np.linspace(low, high, PRICES) if low < high else np.array([low])
-        observed = np.stack([problem.observe(alpha=alpha) for alpha in prices])
-        seen = network.seen(self.states(torch.from_numpy(observed))).numpy()
+        states = [self.states_by_rows(problem, alpha) for alpha in prices]
         rewards = np.stack([problem.rewards(alpha) for alpha in prices])
-        weight, bias = improve_on_threshold(seen, problem.trace.confidence, rewards)
+        weight, bias = improve_on_threshold(states, problem.trace.confidence, rewards)
         with torch.no_grad():
             network.weight.copy_(torch.from_numpy(weight))
             network.bias.copy_(torch.from_numpy(bias))

@@ -5,7 +5,7 @@ which nothing reaches, stand the best threshold on the recorded confidence, what
 learns from the observations, and a bound on what any policy of its kind could.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from cee_gym.errors import CeeGymError
 from cee_gym.intervals import error_of_mean, parts_of
 from cee_gym.problem import Problem, shared_problem
 from cee_gym.returns import best_threshold, first_exit
-from cee_gym.stopping import regress_backwards
+from cee_gym.stopping import StatesByRows, regress_backwards
 from cee_gym.traces.recordings import open_split, recorded_splits
 
 FOLDS = 5
@@ -145,7 +145,7 @@ def headroom(
     if problems[0].layout != reported_on.layout:
         raise CeeGymError("headroom: the two problems show different observations")
     rewards = np.concatenate([problem.rewards(alpha) for problem in problems])
-    states = np.concatenate([problem.observe(alpha=alpha) for problem in problems])
+    states = _states(problems, alpha)
     confidence = np.concatenate(
         [problem.trace.confidence for problem in problems], dtype=np.float64
     )
@@ -162,9 +162,9 @@ def headroom(
     if chosen_on is None:
         learned = regress_backwards(states, rewards, FOLDS, _SEED, groups=sequence).exits
     else:
-        first = slice(0, len(chosen_on))
-        theirs = chosen_on.trace.sequence
-        fitted = regress_backwards(states[first], rewards[first], FOLDS, _SEED, groups=theirs)
+        theirs, paid = _states([chosen_on], alpha), chosen_on.rewards(alpha)
+        groups = chosen_on.trace.sequence
+        fitted = regress_backwards(theirs, paid, FOLDS, _SEED, groups=groups)
         learned = fitted.exits_of(states)
     bound = regress_backwards(states, rewards, 1, _SEED).exits
 
@@ -218,6 +218,22 @@ def headroom_of(problem: Problem, alpha: float | None = None) -> Headroom:
         open_split(recording, "train"), reward, tuple(problem.layout), problem.alpha
     )
     return headroom(problem, train, alpha=alpha)
+
+
+def _states(problems: Sequence[Problem], alpha: float) -> StatesByRows:
+    """What is observed of the rows of one problem after another."""
+    first = np.cumsum([0, *map(len, problems)])
+
+    def read(rows: slice, layer: int | None) -> Floats:
+        number = None if layer is None else layer + 1
+        found = []
+        for before, problem in zip(first, problems, strict=False):
+            own = slice(max(0, rows.start - before), max(0, rows.stop - before))
+            found.append(problem.observe(own, alpha, number))
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    width = max(where.stop for where in problems[0].layout.values())
+    return StatesByRows((int(first[-1]), problems[0].num_layers, width), read)
 
 
 def _parts(rows: int, others: int | None, sequence: Ints | None) -> Iterator[tuple[Any, Any]]:

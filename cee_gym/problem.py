@@ -145,7 +145,10 @@ class Problem:
         return self.quality[rows].astype(np.float64) - price
 
     def observe(
-        self, rows: Rows = slice(None), alpha: float | npt.ArrayLike | None = None
+        self,
+        rows: Rows = slice(None),
+        alpha: float | npt.ArrayLike | None = None,
+        layer: int | None = None,
     ) -> Floats:
         """The observations of some instances, float32 `[B, L, D]`, not to be written to.
 
@@ -153,13 +156,16 @@ class Problem:
             rows: B of the instances; all by default.
             alpha: the price of one layer that the observations say, where they say one: a number,
                 or one per instance `[B]`; by default the lowest.
+            layer: from 1, to have those of this layer alone, `[B, D]`.
         """
-        observations = self.recorded[rows]
+        recorded = self.recorded
+        observations = recorded[rows] if layer is None else recorded.of_layer(rows, layer)
         if self.alpha_column is None:
             return observations
         observations = np.array(observations)
         given = self.alpha[0] if alpha is None else alpha
-        observations[:, :, self.alpha_column] = np.asarray(given).reshape(-1, 1)
+        one_each = np.asarray(given).reshape(-1, *[1] * (observations.ndim - 2))
+        observations[..., self.alpha_column] = one_each
         return observations
 
     def __reduce__(self) -> tuple[Any, ...]:

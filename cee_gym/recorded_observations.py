@@ -54,6 +54,21 @@ class RecordedObservations:
         """Those of some instances, float32 `[B, L, D]`; to be read only."""
         return self._compute(rows) if self.table is None else self.table[rows]
 
+    def of_layer(self, rows: npt.NDArray[np.integer[Any]] | slice, layer: int) -> Floats:
+        """Those of some instances at one layer, float32 `[B, D]`; to be read only.
+
+        Args:
+            rows: B of the instances.
+            layer: from 1; no state of another layer is read unless a part reads it.
+        """
+        if self.table is not None:
+            return self.table[rows, layer - 1]
+        out = np.zeros((len(self._trace.labels[rows]), self._shape[2]), dtype=np.float32)
+        for name, where in self._shown.items():
+            first = 0 if PARTS.get(name).path else layer - 1
+            out[:, where] = observe_last([name], self._seen(rows, slice(first, layer)))
+        return out
+
     def at(
         self, instances: npt.NDArray[np.integer[Any]], layers: npt.NDArray[np.integer[Any]]
     ) -> Floats:

@@ -8,6 +8,8 @@ from cee_gym.problem import open_problem
 from cee_gym.returns import best_threshold, first_exit
 from cee_gym.stopping import (
     PENALTIES,
+    StatesByRows,
+    Sums,
     improve_on_threshold,
     regress_backwards,
     ridge,
@@ -24,11 +26,11 @@ def test_the_ridge_is_that_of_scikit_learn(rows, width, noise) -> None:
     x[:, 3] = 1.0  # a part that is constant, as alpha is
     y = x @ rng.normal(size=width) + noise * width * rng.normal(size=rows)
     theirs = RidgeCV(alphas=PENALTIES).fit(x, y)
-    ours = ridge_by_leaving_one_out(x, y)
+    ours = ridge_by_leaving_one_out(Sums.of(x, y), [(x[:50], y[:50]), (x[50:], y[50:])])
     assert ours.penalty == pytest.approx(theirs.alpha_)
     np.testing.assert_allclose(ours.weight, theirs.coef_, rtol=1e-6, atol=1e-9)
     assert ours.bias == pytest.approx(theirs.intercept_)
-    fixed, other = ridge(x, y, 7.0), Ridge(alpha=7.0).fit(x, y)
+    fixed, other = ridge(Sums.of(x, y), 7.0), Ridge(alpha=7.0).fit(x, y)
     np.testing.assert_allclose(fixed.weight, other.coef_, rtol=1e-6, atol=1e-9)
     assert fixed.bias == pytest.approx(other.intercept_)
 
@@ -68,6 +70,41 @@ def test_who_judges_himself_gains_from_noise() -> None:
 
     assert earned(1) > 0.2
     assert abs(earned(5)) < 0.15
+
+
+def in_parts(states: np.ndarray, longest: list[int]) -> StatesByRows:
+    """States that are read from an array, and how many rows at a time at most."""
+
+    def read(rows: slice, layer: int | None) -> np.ndarray:
+        longest.append(len(states[rows]))
+        return states[rows] if layer is None else states[rows, layer]
+
+    return StatesByRows(states.shape, read)
+
+
+@pytest.mark.parametrize("most_in_memory", [0, 10**9])
+@pytest.mark.parametrize("folds", [1, 5])
+def test_read_by_rows_the_result_is_the_same(monkeypatch, most_in_memory, folds) -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(50, 2, size=(300, 4, 6)).astype(np.float32)
+    states[..., 2] = 1.3  # a part that is constant, as alpha is
+    rewards = rng.random((300, 4)) + 0.2 * (states[..., 0] > 50)
+    scores = rng.random((300, 4))
+    whole = regress_backwards(states, rewards, folds, seed=0)
+    improved = improve_on_threshold([states, states], scores, np.stack([rewards, 0.9 * rewards]))
+    monkeypatch.setattr("cee_gym.stopping._BYTES_AT_A_TIME", 2000)
+    monkeypatch.setattr("cee_gym.stopping.MOST_BYTES_IN_MEMORY", most_in_memory)
+    longest: list[int] = []
+    parts = in_parts(states, longest)
+    found = regress_backwards(parts, rewards, folds, seed=0)
+    np.testing.assert_allclose(found.weight, whole.weight, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.bias, whole.bias, rtol=1e-6)
+    assert np.array_equal(found.exits, whole.exits)
+    assert np.array_equal(found.exits_of(parts), whole.exits_of(states))
+    again = improve_on_threshold([parts, parts], scores, np.stack([rewards, 0.9 * rewards]))
+    for one, other in zip(again, improved, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert max(longest) < 50
 
 
 def by_steps(scores: np.ndarray, rewards: np.ndarray) -> np.ndarray:

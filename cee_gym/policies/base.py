@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _ROWS_AT_A_TIME = 4096
+_BYTES_AT_A_TIME = 64 * 2**20  # of observations; a network takes several times as much
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +125,11 @@ class ExitPolicy:
         prices = np.broadcast_to(problem.alpha[0] if alpha is None else alpha, len(problem))
         # Filled in, as the scores of some rules are a view of all that was observed.
         found = np.empty((len(problem), problem.num_layers), dtype=np.float32)
-        for start in range(0, len(problem), _ROWS_AT_A_TIME):
-            rows = slice(start, start + _ROWS_AT_A_TIME)
+        width = max(where.stop for where in problem.layout.values())
+        at_most = _BYTES_AT_A_TIME // (4 * problem.num_layers * width)
+        at_a_time = max(1, min(_ROWS_AT_A_TIME, at_most))
+        for start in range(0, len(problem), at_a_time):
+            rows = slice(start, start + at_a_time)
             found[rows] = self.scores(problem.observe(rows, prices[rows]))
         return found
 

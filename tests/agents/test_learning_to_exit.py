@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from cee_gym.agents import LearningToExit, load_agent
-from cee_gym.agents.learning_to_exit import _regress
+from cee_gym.agents.learning_to_exit import _regress, _States
 from cee_gym.envs import EarlyExitEnv
 from cee_gym.errors import CeeGymError
 from tests.made_traces import write_arrays, write_trace
@@ -46,7 +46,8 @@ def test_it_solves_the_regression_as_scipy_does(weight_decay) -> None:
         return (error**2).mean() + weight_decay * (variance * weight**2).sum()
 
     best = minimize(loss, np.zeros(5), method="BFGS", tol=1e-9)
-    weight, bias = _regress(x.astype(np.float32), y.astype(np.float32), weight_decay)
+    states = _States(lambda rows: x[rows, None].astype(np.float32), y[:, None] > 0)
+    weight, bias = _regress(states, weight_decay)
     found = np.append(weight.numpy(), bias.item() + 5 * weight.sum().item())
     assert loss(found) == pytest.approx(best.fun, abs=1e-6)
     np.testing.assert_allclose(
